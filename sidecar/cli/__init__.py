@@ -1,0 +1,61 @@
+"""The `sidecar` command: which subcommands there are, and how each is run.
+
+A subcommand is a module with two functions: ``add_arguments(parser)`` and
+``run(arguments) -> int``, the exit status. A module is imported only when its
+subcommand is asked for, so that one command does not pay for another's imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+import sidecar
+from sidecar.errors import SidecarError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_SUBCOMMANDS = {
+    "rules": "show, apply, check or remove the rules that route connections into sidecar",
+    "demo": "see interception at work in a namespace of its own, with no internet",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: The arguments without the program's name; None for sys.argv's.
+
+    Returns:
+        The exit status: the subcommand's own; 1 for an operational error, which
+        is printed as one line; 2 for unusable arguments (argparse exits itself).
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(
+        prog="sidecar",
+        description="Intercept, judge and relay TCP connections. The proxy itself: twistd sidecar --help",
+    )
+    parser.add_argument("--version", action="version", version=f"sidecar {sidecar.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in _SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            module = importlib.import_module(f"sidecar.cli.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except SidecarError as error:
+        print(f"sidecar {chosen}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status

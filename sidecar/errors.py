@@ -1,0 +1,180 @@
+"""Which operational errors sidecar raises, and what each one carries.
+
+An operational error is one that a user can act on: `__str__` says what is wrong
+and what to do, in one line, and the facts are attributes.
+
+    SidecarError
+    ├── AddressError            text that is not an address, port or network
+    ├── ConfigError             a configuration value, with its place
+    ├── ListenError             a listener that can't be opened
+    │   └── ListenPrivilegeError    … for want of a capability
+    ├── DialError               an upstream that can't be reached; knows its FlowEnd
+    │   ├── ConnectionRefused
+    │   ├── ConnectionTimeout
+    │   ├── DestinationUnroutable
+    │   └── ProxyLoopDetected
+    ├── RulesError              interception rules that can't be made or removed
+    │   └── RulesPrivilegeError     … for want of a capability
+    └── NamespaceError          a namespace that can't be made; knows the cure
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sidecar.flow import FlowEnd
+
+__all__ = [
+    "AddressError",
+    "ConfigError",
+    "ConnectionRefused",
+    "ConnectionTimeout",
+    "DestinationUnroutable",
+    "DialError",
+    "ListenError",
+    "ListenPrivilegeError",
+    "NamespaceError",
+    "ProxyLoopDetected",
+    "RulesError",
+    "RulesPrivilegeError",
+    "SidecarError",
+]
+
+
+class SidecarError(Exception):
+    """The root of every operational error."""
+
+
+class AddressError(SidecarError, ValueError):
+    """Text that is not the address, port or network it should be.
+
+    Args:
+        text: What was given.
+        problem: What is wrong with it and what is accepted, without the text.
+    """
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(text, problem)
+        self.text = text
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.text!r}: {self.problem}"
+
+
+class ConfigError(SidecarError):
+    """A configuration value that can't be used.
+
+    Args:
+        source: The file's path, or "command line".
+        key: The dotted key (``limits.connect_timeout``) or the flag
+            (``--outbound``); None where the whole source is at fault.
+        value: What was given, None where nothing was.
+        problem: What is wrong and what to write instead.
+    """
+
+    def __init__(
+        self, source: str, key: str | None, value: object, problem: str
+    ) -> None:
+        super().__init__(source, key, value, problem)
+        self.source = source
+        self.key = key
+        self.value = value
+        self.problem = problem
+
+    def __str__(self) -> str:
+        place = self.source if self.key is None else f"{self.source}: {self.key}"
+        shown = "" if self.value is None else f" = {self.value!r}"
+        return f"{place}{shown}: {self.problem}"
+
+
+class ListenError(SidecarError):
+    """A listener that can't be opened.
+
+    Args:
+        where: The endpoint as the user wrote it, or its address.
+        problem: The cause and the cure.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(where, problem)
+        self.where = where
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"can't listen on {self.where}: {self.problem}"
+
+
+class ListenPrivilegeError(ListenError):
+    """A listener that needs a capability this process doesn't have."""
+
+
+class DialError(SidecarError):
+    """An upstream that was not reached.
+
+    Args:
+        upstream: Where it was dialled, as ``ip:port``.
+        problem: The cause.
+
+    Attributes:
+        end: How a flow that fails with this error ends.
+    """
+
+    end: ClassVar[FlowEnd] = FlowEnd.DESTINATION_UNROUTABLE
+
+    def __init__(self, upstream: str, problem: str) -> None:
+        super().__init__(upstream, problem)
+        self.upstream = upstream
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"can't reach {self.upstream}: {self.problem}"
+
+
+class ConnectionRefused(DialError):
+    """The upstream answered with a reset (ECONNREFUSED)."""
+
+    end = FlowEnd.CONNECTION_REFUSED
+
+
+class ConnectionTimeout(DialError):
+    """The upstream did not answer within the deadline."""
+
+    end = FlowEnd.CONNECTION_TIMEOUT
+
+
+class DestinationUnroutable(DialError):
+    """No way leads there: no route, no address family, no descriptor."""
+
+    end = FlowEnd.DESTINATION_UNROUTABLE
+
+
+class ProxyLoopDetected(DialError):
+    """Dialling would come back to this very process."""
+
+    end = FlowEnd.PROXY_LOOP_DETECTED
+
+
+class RulesError(SidecarError):
+    """Interception rules that can't be made, checked or removed."""
+
+
+class RulesPrivilegeError(RulesError):
+    """Rules need CAP_NET_ADMIN over the network namespace."""
+
+
+class NamespaceError(SidecarError):
+    """A namespace that can't be made.
+
+    Args:
+        cause: What refused, in words.
+        cure: The one command or setting that mends it.
+    """
+
+    def __init__(self, cause: str, cure: str) -> None:
+        super().__init__(cause, cure)
+        self.cause = cause
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.cure}"

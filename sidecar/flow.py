@@ -1,0 +1,126 @@
+"""What is known of one connection, and how it ended.
+
+A `Flow` is the only thing that the stages of a connection share: it starts with
+two addresses, gains facts, gets one verdict, ends exactly once, and is then one
+line in the access log. docs/reference/access-log.md says what each field means.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from itertools import count
+from os import urandom
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from sidecar.addresses import SocketAddress
+    from sidecar.interfaces import IFlowObserver
+
+__all__ = ["DestinationSource", "Flow", "FlowEnd", "ListenerKind", "Verdict", "next_flow_id"]
+
+
+class ListenerKind(Enum):
+    """Which way in a connection took."""
+
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+    FORWARD = "forward"
+
+
+class DestinationSource(Enum):
+    """Which step of knowing the destination answered (DESIGN §4)."""
+
+    TPROXY = "tproxy"
+    REDIRECT = "redirect"
+    STATIC = "static"
+
+
+class Verdict(Enum):
+    """What was decided."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class FlowEnd(Enum):
+    """How a flow ended; exactly one each."""
+
+    CLOSED = "closed"
+    DENIED = "denied"
+    CLIENT_RESET = "client_reset"
+    SERVER_RESET = "server_reset"
+    CONNECTION_REFUSED = "connection_refused"
+    CONNECTION_TIMEOUT = "connection_timeout"
+    DESTINATION_UNROUTABLE = "destination_unroutable"
+    PROXY_LOOP_DETECTED = "proxy_loop_detected"
+    IDLE_TIMEOUT = "idle_timeout"
+    SHUTDOWN = "shutdown"
+
+
+# Ids tell flows of one process apart by the counter and processes by the prefix.
+_process_prefix = urandom(4).hex()
+_serial = count(1)
+
+
+def next_flow_id() -> str:
+    """A new flow's id: 8 hex digits of this process, a hyphen, a serial number in hex."""
+    return f"{_process_prefix}-{next(_serial):x}"
+
+
+class Flow(msgspec.Struct, gc=True, weakref=False):
+    """The facts of one connection.
+
+    Attributes:
+        listener: Which way in it took.
+        source: The client's address.
+        destination: Where the client wanted to go; None while unknown.
+        destination_from: Who said so; None while unknown or if nobody did.
+        observer: Told of the end, once.
+        started: Seconds since the epoch.
+        started_monotonic: The same moment on the monotonic clock.
+        verdict, reason, rule: What was decided, why (a stable code), and by
+            which rule's text; reason is "default" where no rule was asked.
+        upstream: The address dialled; None if none was.
+        sent, received: Bytes from client to server, and back.
+        end: How it ended; None while it lives.
+        seconds: How long it lived; 0.0 while it does.
+    """
+
+    listener: ListenerKind
+    source: SocketAddress
+    destination: SocketAddress | None
+    destination_from: DestinationSource | None
+    observer: IFlowObserver | None = None
+    started: float = msgspec.field(default_factory=time.time)
+    started_monotonic: float = msgspec.field(default_factory=time.monotonic)
+    id: str = msgspec.field(default_factory=next_flow_id)
+    verdict: Verdict = Verdict.ALLOW
+    reason: str = "default"
+    rule: str | None = None
+    upstream: SocketAddress | None = None
+    sent: int = 0
+    received: int = 0
+    end: FlowEnd | None = None
+    seconds: float = 0.0
+
+    def finish(self, end: FlowEnd) -> None:
+        """End the flow and tell its observer; a second call changes nothing.
+
+        The first ending is the cause; what follows it (the other side's reset,
+        the service's shutdown) is consequence.
+        """
+        if self.end is not None:
+            return
+        self.end = end
+        self.seconds = time.monotonic() - self.started_monotonic
+        if self.observer is not None:
+            self.observer.flow_ended(self)
+
+    def deny(self, reason: str, end: FlowEnd = FlowEnd.DENIED) -> None:
+        """Refuse the flow: set the verdict with its reason code, and finish it."""
+        self.verdict = Verdict.DENY
+        self.reason = reason
+        self.finish(end)

@@ -1,0 +1,40 @@
+"""What others may implement: the observers of flows, the takers of sockets."""
+
+from __future__ import annotations
+
+import socket
+
+from zope.interface import Interface
+
+from sidecar.flow import Flow
+
+__all__ = ["IFlowObserver", "ISocketFactory"]
+
+
+class IFlowObserver(Interface):
+    """Somebody who is told how each flow ended (access log, metrics)."""
+
+    def flow_ended(flow: Flow) -> None:
+        """Take note of a flow that has just ended.
+
+        Called once a flow, in the reactor thread; must not block and must not
+        keep the flow's bytes. What it raises is logged and otherwise ignored.
+        """
+
+
+class ISocketFactory(Interface):
+    """A factory that takes accepted sockets itself, without a transport.
+
+    A listener that finds its factory providing this hands over the socket
+    instead of calling ``buildProtocol``: the relay's bytes then never enter
+    Python where the kernel can move them.
+    """
+
+    def socket_accepted(connection: socket.socket, flow: Flow) -> None:
+        """Own a connected socket from here on.
+
+        Args:
+            connection: Non-blocking, connected; the callee closes it.
+            flow: Its source, destination and listener are set. The callee ends
+                it, exactly once.
+        """

@@ -1,0 +1,1 @@
+"""Bytes in, values out: no Twisted, no sockets, no clock, no log."""
