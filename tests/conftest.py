@@ -1,0 +1,55 @@
+"""What all tests share: under CI a skipped test is a failure; hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+# Last, so that an installed sidecar (in tox: the wheel) comes before the checkout;
+# `benchmarks` is in no distribution.
+sys.path.append(str(Path(__file__).parent.parent))
+
+# fast: in tox and by default. deep: HYPOTHESIS_PROFILE=deep, by hand, for hours.
+# Deadlines are off: other work on a small machine would trip them.
+hypothesis.settings.register_profile("fast", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("deep", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the slow packaging tests to those who name them by ``-m``."""
+    if not config.option.markexpr:
+        config.option.markexpr = "not packaging"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure where nothing may be missing."""
+    report = yield
+    if _CI and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\nUnder CI (environment variable CI) a skip is a failure."
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Likewise for a module that skips itself."""
+    report = yield
+    if _CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{report.longrepr}\nUnder CI (environment variable CI) a skip is a failure."
+        )
+    return report

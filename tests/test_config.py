@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.config import (
+    COMMAND_LINE,
+    DEFAULT_MARK,
+    Config,
+    Forward,
+    InboundSource,
+    Limits,
+    _convert,
+    load,
+    load_file,
+    merge_flags,
+)
+from sidecar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPLETE = """
+outbound = "transparent:15001"
+inbound = "transparent:15006:mode=tproxy"
+access_log = "/var/log/sidecar.jsonl"
+mark = 0x20
+
+[inbound_source]
+enabled = false
+ipv4 = "127.0.0.7"
+ipv6 = "::7"
+
+[limits]
+connect_timeout = 2.5
+idle_timeout = 3600
+half_close_timeout = 60
+max_connections = 5000
+keepalive = 30
+accepts_per_wakeup = 4
+access_log_backlog = 100
+
+[[forward]]
+listen = "tcp:8001:interface=127.0.0.1"
+connect = "tcp:10.0.0.1:5432"
+
+[[forward]]
+listen = "tcp:8002"
+connect = "tcp:10.0.0.2:6379"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sidecar.toml"
+
+
+def refusal(path: Path, text: str) -> ConfigError:
+    """Load text that must be refused."""
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_file(str(path))
+    assert str(path) == caught.value.source
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+class TestFile:
+    def test_every_key(self, path: Path) -> None:
+        """A file that uses every key becomes the tree with every value in its type."""
+        path.write_text(COMPLETE)
+        expected = Config(
+            outbound="transparent:15001",
+            inbound="transparent:15006:mode=tproxy",
+            forward=(
+                Forward("tcp:8001:interface=127.0.0.1", "tcp:10.0.0.1:5432"),
+                Forward("tcp:8002", "tcp:10.0.0.2:6379"),
+            ),
+            access_log="/var/log/sidecar.jsonl",
+            mark=0x20,
+            inbound_source=InboundSource(
+                enabled=False, ipv4=IPv4Address("127.0.0.7"), ipv6=IPv6Address("::7")
+            ),
+            limits=Limits(
+                connect_timeout=2.5,
+                idle_timeout=3600.0,
+                half_close_timeout=60.0,
+                max_connections=5000,
+                keepalive=30,
+                accepts_per_wakeup=4,
+                access_log_backlog=100,
+            ),
+        )
+        assert expected == load_file(str(path))
+
+    def test_complete_means_complete(self, path: Path) -> None:
+        """The file above leaves out no key that there is."""
+        path.write_text(COMPLETE)
+        config, default = load_file(str(path)), Config()
+        unchanged = [
+            name
+            for tree, other in (
+                (config, default),
+                (config.limits, default.limits),
+                (config.inbound_source, default.inbound_source),
+            )
+            for name in tree.__struct_fields__
+            if getattr(tree, name) == getattr(other, name)
+        ]
+        assert [] == unchanged
+
+    def test_empty(self, path: Path) -> None:
+        """An empty file is the defaults: the documented mark, sources and limits."""
+        path.write_text("")
+        config = load_file(str(path))
+        assert Config() == config
+        assert DEFAULT_MARK == config.mark == 0x539
+        assert ("127.0.0.6", "::6") == (
+            str(config.inbound_source.ipv4),
+            str(config.inbound_source.ipv6),
+        )
+        assert Limits(connect_timeout=10.0, idle_timeout=None, keepalive=60) == config.limits
+
+    def test_again(self, path: Path) -> None:
+        """A file can be loaded again; the earlier value stays what it was."""
+        path.write_text("mark = 1")
+        first = load_file(str(path))
+        path.write_text("mark = 2")
+        second = load_file(str(path))
+        assert (1, 2) == (first.mark, second.mark)
+
+    def test_values_are_immutable(self) -> None:
+        """What is in force can't be changed in place."""
+        with pytest.raises(AttributeError):
+            Config().mark = 3  # type: ignore[misc]
+
+
+class TestBadFile:
+    @pytest.mark.parametrize(
+        ("text", "key", "value", "problem"),
+        [
+            ("limits.connect_timeout = 'ten'", "limits.connect_timeout", "ten", "number of sec"),
+            ("limits.connect_timeout = 0", "limits.connect_timeout", 0, "above 0"),
+            ("limits.connect_timeout = true", "limits.connect_timeout", True, "number of sec"),
+            ("limits.connect_timeout = 1e9", "limits.connect_timeout", 1e9, "at most 3600"),
+            ("limits.idle_timeout = inf", "limits.idle_timeout", float("inf"), "leave it out"),
+            ("limits.idle_timeout = -1", "limits.idle_timeout", -1, "above 0"),
+            ("limits.half_close_timeout = 0", "limits.half_close_timeout", 0, "above 0"),
+            ("limits.max_connections = 0", "limits.max_connections", 0, "from 1"),
+            ("limits.max_connections = 1.5", "limits.max_connections", 1.5, "from 1"),
+            ("limits.keepalive = 32768", "limits.keepalive", 32768, "1 to 32767"),
+            ("limits.accepts_per_wakeup = 0", "limits.accepts_per_wakeup", 0, "1 to 1024"),
+            ("limits.access_log_backlog = 0", "limits.access_log_backlog", 0, "lines"),
+            ("limits = 3", "limits", 3, "table"),
+            ("mark = -1", "mark", -1, "0 to 0xffffffff"),
+            ("mark = 0x100000000", "mark", 2**32, "0 to 0xffffffff"),
+            ("mark = '0x539'", "mark", "0x539", "whole number"),
+            (f"mark = {2**80}", "mark", 2**80, "whole number"),
+            ("outbound = 15001", "outbound", 15001, "endpoint string"),
+            ("outbound = ''", "outbound", "", "endpoint string"),
+            ("access_log = ''", "access_log", "", "path"),
+            ('access_log = "a\\u0000b"', "access_log", "a\0b", "path"),
+            ("access_log = true", "access_log", True, "path"),
+            ("inbound_source = false", "inbound_source", False, "table"),
+            ("inbound_source.enabled = 1", "inbound_source.enabled", 1, "true or false"),
+            ("inbound_source.ipv4 = '127.1'", "inbound_source.ipv4", "127.1", "IPv4"),
+            ("inbound_source.ipv4 = '::6'", "inbound_source.ipv4", "::6", "IPv4"),
+            ("inbound_source.ipv4 = 6", "inbound_source.ipv4", 6, "IPv4"),
+            (
+                "inbound_source.ipv6 = '::ffff:127.0.0.6'",
+                "inbound_source.ipv6",
+                "::ffff:127.0.0.6",
+                "IPv6",
+            ),
+            ("forward = 'x y'", "forward", "x y", "[[forward]]"),
+            ("forward = ['x y']", "forward[0]", "x y", "listen"),
+        ],
+    )
+    def test_bad_value(self, path: Path, text: str, key: str, value: object, problem: str) -> None:
+        """A value of the wrong type or out of bounds is named with its key and what fits."""
+        error = refusal(path, text)
+        assert (key, value) == (error.key, error.value)
+        assert problem in error.problem
+
+    def test_in_a_list(self, path: Path) -> None:
+        """A fault in a list is found at its index, after sound entries."""
+        good = "[[forward]]\nlisten='tcp:1'\nconnect='tcp:h:2'\n"
+        error = refusal(path, good + good + "[[forward]]\nlisten='tcp:1'\nconnect=2\n")
+        assert ("forward[2].connect", 2) == (error.key, error.value)
+
+    def test_missing_key(self, path: Path) -> None:
+        """A key that must be there is named."""
+        error = refusal(path, "[[forward]]\nlisten='tcp:1'\n")
+        assert ("forward[0].connect", None) == (error.key, error.value)
+        assert error.problem.startswith("missing; expected an endpoint string")
+
+    @pytest.mark.parametrize(
+        ("text", "key", "hint"),
+        [
+            ("outbund = 'x'", "outbund", "did you mean outbound"),
+            ("limits.conect_timeout = 1", "limits.conect_timeout", "connect_timeout"),
+            ("zzz = 1", "zzz", "known: outbound, inbound, forward"),
+            ("[[forward]]\nto = 'x'", "forward[0].to", "known: listen, connect"),
+            ('"a` - at `$.mark" = 1', "a` - at `$.mark", "known: "),
+            ("http-proxy = 'tcp:3128'", "http-proxy", "no such key"),
+        ],
+    )
+    def test_unknown_key(self, path: Path, text: str, key: str, hint: str) -> None:
+        """A key that does not exist is an error that names the nearest ones, or all."""
+        error = refusal(path, text)
+        assert key == error.key
+        assert hint in error.problem
+
+    @pytest.mark.parametrize(
+        ("text", "place"),
+        [
+            ("mark = 1\nmark =\n", "line 2"),
+            ("mark = 1\nmark = 2\n", "line 2"),
+            ("\n\n[limits", "line 3"),
+            ("x", "line 1"),
+            ("mark = " + "1" * 5000, "not valid TOML"),
+            ("mark = " + "[" * 100_000, "not valid TOML"),
+        ],
+    )
+    def test_not_toml(self, path: Path, text: str, place: str) -> None:
+        """A syntax error names the file and the line."""
+        error = refusal(path, text)
+        assert (None, None) == (error.key, error.value)
+        assert place in error.problem
+
+    def test_not_utf8(self, path: Path) -> None:
+        """Bytes that are no UTF-8 are named by their line."""
+        path.write_bytes(b"mark = 1\n# \xff\n")
+        with pytest.raises(ConfigError, match=r"not UTF-8 \(at line 2\)"):
+            load_file(str(path))
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        """A file that isn't there, can't be one or has no possible name is one clear line."""
+        missing = str(tmp_path / "missing.toml")
+        for path, problem in (
+            (missing, "can't be read: No such file or directory"),
+            (str(tmp_path), "can't be read: Is a directory"),
+            ("a\0b", "can't be read: embedded null byte"),
+        ):
+            with pytest.raises(ConfigError) as caught:
+                load_file(path)
+            assert (path, None, problem) == (
+                caught.value.source,
+                caught.value.key,
+                caught.value.problem,
+            )
+            assert f"{path}: {problem}" == str(caught.value)
+
+    def test_endless_file(self) -> None:
+        """A file without end is refused after a bounded number of bytes."""
+        with pytest.raises(ConfigError, match="longer than"):
+            load_file("/dev/zero")
+
+
+class TestFlags:
+    def test_flag_beats_file(self, path: Path) -> None:
+        """A flag replaces the file's value; what no flag names stays."""
+        path.write_text(COMPLETE)
+        config = load(str(path), outbound="transparent:1", access_log="-")
+        assert ("transparent:1", "transparent:15006:mode=tproxy", "-", 0x20) == (
+            config.outbound,
+            config.inbound,
+            config.access_log,
+            config.mark,
+        )
+
+    def test_lists_add_up(self, path: Path) -> None:
+        """The flags' static relays come after the file's."""
+        path.write_text("[[forward]]\nlisten='tcp:1'\nconnect='tcp:h:2'\n")
+        config = load(str(path), forward=["tcp:3\t tcp:h:4", " tcp:5 tcp:h:6\n"])
+        assert (
+            Forward("tcp:1", "tcp:h:2"),
+            Forward("tcp:3", "tcp:h:4"),
+            Forward("tcp:5", "tcp:h:6"),
+        ) == config.forward
+
+    def test_nothing_given(self) -> None:
+        """With neither file nor flags, the configuration is the defaults."""
+        assert Config() == load()
+
+    def test_base_is_left_alone(self) -> None:
+        """Merging makes a new value."""
+        base = Config(outbound="a")
+        merged = merge_flags(base, outbound="b", inbound="c")
+        assert ("a", "b", "c") == (base.outbound, merged.outbound, merged.inbound)
+
+    @pytest.mark.parametrize("text", ["", "tcp:1", "tcp:1 tcp:h:2 tcp:h:3"])
+    def test_forward_is_two(self, text: str) -> None:
+        """A static relay is exactly two endpoint strings."""
+        with pytest.raises(ConfigError) as caught:
+            load(forward=["a b", text])
+        assert (COMMAND_LINE, "--forward", text) == (
+            caught.value.source,
+            caught.value.key,
+            caught.value.value,
+        )
+
+    @pytest.mark.parametrize(
+        ("flag", "flags"),
+        [
+            ("--outbound", {"outbound": ""}),
+            ("--inbound", {"inbound": ""}),
+            ("--access-log", {"access_log": ""}),
+        ],
+    )
+    def test_bad_flag(self, flag: str, flags: dict[str, str]) -> None:
+        """A flag's bad value is named with the flag as the user wrote it."""
+        with pytest.raises(ConfigError) as caught:
+            load(**flags)
+        assert (COMMAND_LINE, flag, "") == (
+            caught.value.source,
+            caught.value.key,
+            caught.value.value,
+        )
+
+
+_raw = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *Config.__struct_fields__,
+                    *Limits.__struct_fields__,
+                    *InboundSource.__struct_fields__,
+                    *Forward.__struct_fields__,
+                    "x",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+class TestAnyTree:
+    @given(raw=st.dictionaries(st.sampled_from([*Config.__struct_fields__, "x"]), _raw))
+    def test_value_or_config_error(self, raw: dict[str, object]) -> None:
+        """Whatever the tree, the outcome is a Config or one ConfigError that names a key."""
+        try:
+            config = _convert(raw, "file")
+        except ConfigError as error:
+            assert error.key  # noqa: PT017 - the other outcome is as good
+        else:
+            assert config == msgspec.convert(
+                msgspec.to_builtins(config, enc_hook=str),
+                Config,
+                dec_hook=lambda kind, value: kind(value),
+            )
