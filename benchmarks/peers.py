@@ -38,6 +38,7 @@ __all__ = [
 HAPROXY = "haproxy"
 DIRECT = "direct"
 _CONNECTIONS = 4_000  # HAProxy wants 2.5 descriptors for each, and will not start without
+_PIPE_BYTES = 1_048_576  # as ours
 
 
 class Origin(Enum):
@@ -124,17 +125,25 @@ def _haproxy_version() -> str:
     return output_of("haproxy", "-v").partition("\n")[0]
 
 
-def _haproxy_command(directory: Path, routes: Sequence[Route]) -> list[str]:
+def _haproxy_spliced_command(directory: Path, routes: Sequence[Route]) -> list[str]:
+    options = "option splice-auto\n    option splice-request\n    option splice-response"
+    return _haproxy_command(directory, routes, options)
+
+
+def _haproxy_auto_command(directory: Path, routes: Sequence[Route]) -> list[str]:
+    return _haproxy_command(directory, routes, "option splice-auto")
+
+
+def _haproxy_command(directory: Path, routes: Sequence[Route], options: str) -> list[str]:
     text = f"""\
 global
     nbthread 1
     maxconn {_CONNECTIONS}
+    tune.pipesize {_PIPE_BYTES}
 defaults
     mode tcp
     maxconn {_CONNECTIONS}
-    option splice-auto
-    option splice-request
-    option splice-response
+    {options}
     timeout connect 5s
     timeout client 1h
     timeout server 1h
@@ -193,6 +202,7 @@ events {{
 }}
 stream {{
     proxy_timeout 1h;
+    proxy_buffer_size 64k;
 """
     for route in routes:
         text += f"""\
@@ -219,7 +229,8 @@ def _portforward_command(_: Path, routes: Sequence[Route]) -> list[str]:
 
 PEERS = (
     Peer("sidecar", _nothing_missing, _sidecar_version, _sidecar_command),
-    Peer(HAPROXY, _haproxy_missing, _haproxy_version, _haproxy_command),
+    Peer(HAPROXY, _haproxy_missing, _haproxy_version, _haproxy_spliced_command),
+    Peer("haproxy-auto", _haproxy_missing, _haproxy_version, _haproxy_auto_command),
     Peer("nginx", _nginx_missing, _nginx_version, _nginx_command),
     Peer("portforward", _nothing_missing, _twisted_version, _portforward_command),
 )

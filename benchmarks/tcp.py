@@ -72,6 +72,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="PEER[,PEER]",
         help=", ".join(peer.name for peer in PEERS) + "; direct is always there",
     )
+    parser.add_argument(
+        "--base",
+        default=HAPROXY,
+        choices=[DIRECT, *(peer.name for peer in PEERS)],
+        help=f"the peer that the others are divided by ({HAPROXY})",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here too")
     parser.set_defaults(run=_run)
 
@@ -165,9 +171,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 for column in rotated(list(run.ports), number):
                     run.take(measure, column, number)
         logged = _count_lines(directory / "sidecar" / "access.log")
-    _report(run, chosen, versions, logged)
+    _report(run, chosen, versions, arguments.base, logged)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(_json(run, chosen, versions), indent=2) + "\n")
+        results = _json(run, chosen, versions, arguments.base)
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     return 1 if run.failures else 0
 
 
@@ -218,22 +225,26 @@ def _count_lines(path: Path) -> int | None:
 
 
 def _report(
-    run: _Run, chosen: Sequence[Measure], versions: Mapping[str, str], logged: int | None
+    run: _Run,
+    chosen: Sequence[Measure],
+    versions: Mapping[str, str],
+    base: str,
+    logged: int | None,
 ) -> None:
     figures = [figure for measure in chosen for figure in _FIGURES[measure]]
     lines = [
-        f"Medians of {run.rounds} interleaved rounds of {run.seconds} s; (x) is the ratio to "
-        f"{HAPROXY}'s. One process each, loopback, no pinning.",
+        f"Medians of {run.rounds} interleaved rounds of {run.seconds} s each; ratios to {base}.",
+        "One process each, loopback, no pinning.",
         "",
-        table(run.samples, figures, list(run.ports), HAPROXY),
+        table(run.samples, figures, list(run.ports), base),
         "",
         _machine(),
         *(f"{name}: {version}" for name, version in versions.items()),
     ]
     if logged is not None:
         lines.append(f"sidecar wrote {logged:,} access-log lines.")
-    if HAPROXY not in run.ports:
-        lines.append(f"No ratios: {HAPROXY} did not run.")
+    if base not in run.ports:
+        lines.append(f"No ratios: {base} did not run.")
     lines += [f"failed: {failure}" for failure in run.failures]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -246,18 +257,21 @@ def _machine() -> str:
     )
 
 
-def _json(run: _Run, chosen: Sequence[Measure], versions: Mapping[str, str]) -> object:
+def _json(
+    run: _Run, chosen: Sequence[Measure], versions: Mapping[str, str], base: str
+) -> dict[str, object]:
     return {
         "machine": _machine(),
         "versions": versions,
         "seconds": run.seconds,
+        "base": base,
         "failures": run.failures,
         "figures": {
             figure.key: {
                 column: {
                     "samples": run.samples.of(figure, column),
                     "median": run.samples.median(figure, column),
-                    "ratio": run.samples.ratio(figure, column, HAPROXY),
+                    "ratio": run.samples.ratio(figure, column, base),
                 }
                 for column in run.ports
             }
