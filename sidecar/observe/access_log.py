@@ -1,0 +1,171 @@
+"""What one flow looks like as a line of the access log.
+
+docs/reference/access-log.md says what each key means, access-log.schema.json
+beside it which values there are.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import msgspec
+from zope.interface import implementer
+
+from sidecar.flow import (  # noqa: TC001 - msgspec reads the annotations
+    DestinationSource,
+    Flow,
+    FlowEnd,
+    ListenerKind,
+    Verdict,
+)
+from sidecar.interfaces import IFlowObserver
+from sidecar.observe.line_writer import LineWriter
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+__all__ = ["BATCH_LINES", "FLUSH_DELAY", "AccessLog", "Record"]
+
+# Seconds that a line may wait for company: long enough to write once for many
+# flows, too short for a reader to notice.
+FLUSH_DELAY = 0.05
+# Lines written at once, some 50 KiB. The writer's thread wakes up once for all.
+BATCH_LINES = 128
+
+_MICROSECONDS = 1_000_000
+
+
+class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One line, keys in this order.
+
+    Which name was asked for, and what was said in TLS, no listener of this version
+    looks at: protocol is "tcp", host, host_from and ja4 are None, alpn is empty.
+    """
+
+    v: int
+    time: str
+    id: str
+    listener: ListenerKind
+    source: str
+    destination: str | None
+    destination_from: DestinationSource | None
+    protocol: str
+    host: None
+    host_from: None
+    alpn: tuple[str, ...]
+    ja4: None
+    verdict: Verdict
+    reason: str
+    rule: str | None
+    upstream: str | None
+    sent: int
+    received: int
+    seconds: float
+    end: FlowEnd | None
+
+    @classmethod
+    def from_flow(cls, flow: Flow) -> Record:
+        """Take down a flow that has ended."""
+        destination, upstream = flow.destination, flow.upstream
+        # By position: twenty keywords would cost as much as all the rest.
+        return cls(
+            1,
+            _timestamp(flow.started),
+            flow.id,
+            flow.listener,
+            str(flow.source),
+            None if destination is None else str(destination),
+            flow.destination_from,
+            "tcp",
+            None,
+            None,
+            (),
+            None,
+            flow.verdict,
+            flow.reason,
+            flow.rule,
+            None if upstream is None else str(upstream),
+            flow.sent,
+            flow.received,
+            int(flow.seconds * _MICROSECONDS) / _MICROSECONDS,
+            flow.end,
+        )
+
+
+@implementer(IFlowObserver)
+class AccessLog:
+    """Write a line for each flow that ends.
+
+    Args:
+        descriptor: Where to; `sidecar.observe.line_writer.open_log` opens one.
+            Closed by `stop`.
+        clock: Times the batches.
+        backlog: Lines kept while they can't be written; beyond it they are dropped
+            and counted.
+    """
+
+    def __init__(self, descriptor: int, clock: IReactorTime, *, backlog: int) -> None:
+        self._clock = clock
+        self._writer = LineWriter(descriptor, clock, name="access log", backlog=backlog)
+        self._batch_lines = min(BATCH_LINES, backlog)
+        self._batch: list[Record] = []
+        self._flush_call: IDelayedCall | None = None
+        self._encode_lines = msgspec.json.Encoder().encode_lines
+
+    @property
+    def dropped(self) -> int:
+        """How many lines will never be written."""
+        return self._writer.dropped
+
+    def flow_ended(self, flow: Flow) -> None:
+        """Log a flow's end; costs microseconds, and never waits."""
+        batch = self._batch
+        batch.append(Record.from_flow(flow))
+        if len(batch) >= self._batch_lines:
+            self.flush()
+        elif self._flush_call is None:
+            self._flush_call = self._clock.callLater(FLUSH_DELAY, self._flush_later)
+
+    def flush(self) -> None:
+        """Hand the lines gathered so far to the writer."""
+        batch = self._batch
+        if batch:
+            self._batch = []
+            self._writer.write(self._encode_lines(batch), len(batch))
+
+    def stop(self) -> Deferred[None]:
+        """Write what there is, within a bounded time, and close the log.
+
+        Returns:
+            Fires with None at the latest after STOP_TIMEOUT seconds; never fails.
+        """
+        if self._flush_call is not None:
+            self._flush_call.cancel()
+            self._flush_call = None
+        self.flush()
+        # What ends later is counted as dropped at once and sets no timer.
+        self._batch_lines = 1
+        return self._writer.stop()
+
+    def _flush_later(self) -> None:
+        self._flush_call = None
+        self.flush()
+
+
+# Flows end in another order than they started: a day's long connections may end in
+# one second. Hence some hundreds of seconds and not one.
+@lru_cache(maxsize=512)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+
+
+_milliseconds = tuple(f"{number:03}Z" for number in range(1000))
+
+
+def _timestamp(seconds: float) -> str:
+    """Write seconds since the epoch as ISO 8601 in UTC with milliseconds."""
+    second, millisecond = divmod(round(seconds * 1000), 1000)
+    return _second(second) + _milliseconds[millisecond]

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import open_descriptors, wait_for
+from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
+
+from sidecar.addresses import SocketAddress
+from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
+from sidecar.interfaces import IFlowObserver
+from sidecar.observe.access_log import BATCH_LINES, FLUSH_DELAY, AccessLog, Record, _timestamp
+from sidecar.observe.line_writer import REPORT_INTERVAL, open_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+CLIENT = SocketAddress("192.0.2.7", 40000)
+SERVER = SocketAddress("2001:db8::1", 443)
+
+
+@cache
+def validator() -> jsonschema.Draft202012Validator:
+    schema = json.loads((REFERENCE / "access-log.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def ended(end: FlowEnd = FlowEnd.CLOSED, **facts: Any) -> Flow:
+    """A flow that has ended."""
+    flow = Flow(ListenerKind.OUTBOUND, CLIENT, SERVER, DestinationSource.TPROXY, **facts)
+    flow.finish(end)
+    return flow
+
+
+class Log:
+    """An access log in a file, with time under control."""
+
+    def __init__(self, path: Path, backlog: int = 1000) -> None:
+        self.path = path
+        self.clock = Clock()
+        self.log = AccessLog(open_log(str(path)), self.clock, backlog=backlog)
+
+    def text(self) -> str:
+        """What has been written when the writer is done."""
+        wait_for(lambda: self.log._writer.pending == 0)
+        return self.path.read_text()
+
+    def stop(self) -> None:
+        """Stop the log."""
+        stopped = self.log.stop()
+
+        def fired() -> bool:
+            self.clock.advance(0.01)
+            return stopped.called
+
+        wait_for(fired)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = Log(tmp_path / "log")
+    yield log
+    log.stop()
+
+
+class TestLine:
+    def test_whole(self) -> None:
+        """A line has the documented keys, in order, each with its fact."""
+        flow = ended(started=1_700_000_000.25, id="00c0ffee-1f", upstream=SERVER)
+        flow.sent, flow.received, flow.seconds = 517, 4096, 0.25
+        expected = (
+            '{"v":1,"time":"2023-11-14T22:13:20.250Z","id":"00c0ffee-1f","listener":"outbound",'
+            '"source":"192.0.2.7:40000","destination":"[2001:db8::1]:443",'
+            '"destination_from":"tproxy","protocol":"tcp","host":null,"host_from":null,'
+            '"alpn":[],"ja4":null,"verdict":"allow","reason":"default","rule":null,'
+            '"upstream":"[2001:db8::1]:443","sent":517,"received":4096,"seconds":0.25,'
+            '"end":"closed"}'
+        )
+        assert expected == msgspec.json.encode(Record.from_flow(flow)).decode()
+
+    def test_schema_has_every_key(self) -> None:
+        """The schema in the documentation and the line have the same keys, in the same order."""
+        schema = validator().schema
+        assert isinstance(schema, dict)
+        assert list(Record.__struct_fields__) == schema["required"] == list(schema["properties"])
+
+    @pytest.mark.parametrize(
+        ("key", "kind"),
+        [
+            ("listener", ListenerKind),
+            ("destination_from", DestinationSource),
+            ("verdict", Verdict),
+            ("end", FlowEnd),
+        ],
+    )
+    def test_schema_has_every_value(self, key: str, kind: Any) -> None:
+        """The schema's closed sets are those of the code."""
+        schema: Any = validator().schema
+        assert {each.value for each in kind} == set(schema["properties"][key]["enum"]) - {None}
+
+    def test_documented(self) -> None:
+        """The reference explains each key and each way a flow can end."""
+        text = (REFERENCE / "access-log.md").read_text()
+        missing = [
+            word
+            for word in (*Record.__struct_fields__, *(end.value for end in FlowEnd))
+            if f"`{word}`" not in text
+        ]
+        assert [] == missing
+
+    def test_documented_line(self) -> None:
+        """The example in the reference is a valid line."""
+        text = (REFERENCE / "access-log.md").read_text()
+        examples = [line for line in text.splitlines() if line.startswith('{"v":')]
+        assert examples
+        for line in examples:
+            validator().validate(json.loads(line))
+
+    addresses = st.builds(
+        SocketAddress, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535)
+    )
+
+    @given(
+        flow=st.builds(
+            lambda **facts: Flow(**facts),
+            listener=st.sampled_from(ListenerKind),
+            source=addresses,
+            destination=st.none() | addresses,
+            destination_from=st.none() | st.sampled_from(DestinationSource),
+            started=st.floats(min_value=0, max_value=2**33),
+            verdict=st.sampled_from(Verdict),
+            reason=st.sampled_from(["default", "direct_dial"]),
+            rule=st.none() | st.text(max_size=20),
+            upstream=st.none() | addresses,
+            sent=st.integers(min_value=0, max_value=2**53),
+            received=st.integers(min_value=0, max_value=2**53),
+            end=st.sampled_from(FlowEnd),
+            seconds=st.floats(min_value=0, max_value=1e9),
+        )
+    )
+    def test_round_trip(self, flow: Flow) -> None:
+        """Any flow is one line of valid JSON that decodes to what was recorded."""
+        record = Record.from_flow(flow)
+        line = msgspec.json.encode(record)
+        assert b"\n" not in line
+        validator().validate(json.loads(line))
+        assert record == msgspec.json.decode(line, type=Record)
+        assert str(flow.source) == record.source
+        assert math.isclose(flow.seconds, record.seconds, abs_tol=1e-6)
+
+    @given(seconds=st.floats(min_value=0, max_value=2**33))
+    def test_timestamp(self, seconds: float) -> None:
+        """The time is ISO 8601 in UTC, right to the millisecond."""
+        text = _timestamp(seconds)
+        parsed = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z")
+        assert len("2023-11-14T22:13:20.250Z") == len(text)
+        exact = datetime.fromtimestamp(0, timezone.utc).timestamp() + seconds
+        assert abs(parsed.timestamp() - exact) <= 0.000_501
+
+    def test_timestamp_rounds_over(self) -> None:
+        """The last half millisecond of a second is the next second's first."""
+        assert "1970-01-01T00:00:02.000Z" == _timestamp(1.9996)
+
+
+class TestAccessLog:
+    def test_interface(self, log: Log) -> None:
+        """It is an observer of flows."""
+        assert verifyObject(IFlowObserver, log.log)
+
+    def test_from_flow_to_file(self, log: Log) -> None:
+        """A flow that ends with the log as its observer is one valid line soon after."""
+        flow = Flow(ListenerKind.INBOUND, CLIENT, None, None, observer=log.log)
+        flow.deny("no_destination")
+        assert "" == log.text()
+        log.clock.advance(FLUSH_DELAY)
+        (line,) = log.text().splitlines()
+        entry = json.loads(line)
+        validator().validate(entry)
+        assert (flow.id, "inbound", None, "deny", "no_destination", "denied") == (
+            entry["id"],
+            entry["listener"],
+            entry["destination"],
+            entry["verdict"],
+            entry["reason"],
+            entry["end"],
+        )
+
+    def test_batches(self, log: Log) -> None:
+        """Many lines do not wait for the timer."""
+        for _ in range(BATCH_LINES * 2 + 3):
+            log.log.flow_ended(ended())
+        assert BATCH_LINES * 2 == len(log.text().splitlines())
+        log.clock.advance(FLUSH_DELAY)
+        assert BATCH_LINES * 2 + 3 == len(log.text().splitlines())
+
+    def test_quiet_when_idle(self, log: Log) -> None:
+        """When all is written no timer is left."""
+        log.log.flow_ended(ended())
+        log.clock.advance(FLUSH_DELAY)
+        log.text()
+        log.clock.advance(REPORT_INTERVAL)
+        assert [] == log.clock.getDelayedCalls()
+
+    def test_stop_writes_the_rest(self, tmp_path: Path) -> None:
+        """Stopping writes what waited, and leaves neither timer nor descriptor."""
+        before = open_descriptors()
+        log = Log(tmp_path / "log")
+        log.log.flow_ended(ended(FlowEnd.SHUTDOWN))
+        log.stop()
+        (line,) = log.text().splitlines()
+        assert "shutdown" == json.loads(line)["end"]
+        log.clock.advance(REPORT_INTERVAL)
+        assert [] == log.clock.getDelayedCalls()
+        assert before == open_descriptors()
+
+    def test_after_stop(self, tmp_path: Path) -> None:
+        """Flows that end after the log are counted as dropped, and nothing is left behind."""
+        log = Log(tmp_path / "log")
+        log.stop()
+        log.log.flow_ended(ended())
+        assert (1, []) == (log.log.dropped, log.clock.getDelayedCalls())
+
+    def test_small_backlog(self, tmp_path: Path) -> None:
+        """A backlog smaller than a batch still lets lines through."""
+        log = Log(tmp_path / "log", backlog=1)
+        log.log.flow_ended(ended())
+        assert 1 == len(log.text().splitlines())
+        log.stop()
+
+    def test_lines_fit_a_pipe(self) -> None:
+        """The longest line there can be enters a pipe in one piece."""
+        longest = SocketAddress("abcd:" * 7 + "abcd", 65535)
+        flow = Flow(
+            ListenerKind.OUTBOUND,
+            longest,
+            longest,
+            DestinationSource.REDIRECT,
+            upstream=longest,
+            sent=2**63,
+            received=2**63,
+        )
+        flow.finish(FlowEnd.DESTINATION_UNROUTABLE)
+        assert len(msgspec.json.encode(Record.from_flow(flow))) < 4096
