@@ -135,7 +135,7 @@ class TestLine:
 
     @given(
         flow=st.builds(
-            lambda **facts: Flow(**facts),
+            lambda **facts: Flow(**facts),  # noqa: PLW0108 - builds() would resolve its types
             listener=st.sampled_from(ListenerKind),
             source=addresses,
             destination=st.none() | addresses,
