@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import socket
+import struct
+import sys
+import termios
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,11 +16,6 @@ from integration.proxy import eventually
 from sidecar.addresses import SocketAddress
 
 if TYPE_CHECKING:
-    import fcntl
-import socket
-import struct
-import sys
-import termios
     import subprocess
 
     from integration.netns import Namespace
