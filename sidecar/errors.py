@@ -12,6 +12,7 @@ and what to do, in one line, and the facts are attributes.
     │   ├── ConnectionRefused
     │   ├── ConnectionTimeout
     │   ├── DestinationUnroutable
+    │   ├── NameNotResolved
     │   └── ProxyLoopDetected
     ├── RulesError              interception rules that can't be made or removed
     │   └── RulesPrivilegeError     … for want of a capability
@@ -33,6 +34,7 @@ __all__ = [
     "DialError",
     "ListenError",
     "ListenPrivilegeError",
+    "NameNotResolved",
     "NamespaceError",
     "ProxyLoopDetected",
     "RulesError",
@@ -147,6 +149,12 @@ class DestinationUnroutable(DialError):
     """No way leads there: no route, no address family, no descriptor."""
 
     end = FlowEnd.DESTINATION_UNROUTABLE
+
+
+class NameNotResolved(DialError):
+    """The upstream's host name has no address."""
+
+    end = FlowEnd.DNS_ERROR
 
 
 class ProxyLoopDetected(DialError):

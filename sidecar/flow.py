@@ -55,8 +55,10 @@ class FlowEnd(Enum):
     CONNECTION_REFUSED = "connection_refused"
     CONNECTION_TIMEOUT = "connection_timeout"
     DESTINATION_UNROUTABLE = "destination_unroutable"
+    DNS_ERROR = "dns_error"
     PROXY_LOOP_DETECTED = "proxy_loop_detected"
     IDLE_TIMEOUT = "idle_timeout"
+    PROTOCOL_ERROR = "protocol_error"
     SHUTDOWN = "shutdown"
 
 

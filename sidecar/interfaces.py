@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import socket
 
-from zope.interface import Interface
+from twisted.internet.interfaces import IReactorCore, IReactorFDSet, IReactorSocket, IReactorTime
+from zope.interface import Attribute, Interface
 
 from sidecar.flow import Flow
 
-__all__ = ["IFlowObserver", "ISocketFactory"]
+__all__ = ["IFlowObserver", "IRelayReactor", "ISocketFactory"]
+
+
+class IRelayReactor(IReactorCore, IReactorTime, IReactorFDSet, IReactorSocket):
+    """What sidecar needs of a reactor; every reactor of Twisted's on Linux has it."""
 
 
 class IFlowObserver(Interface):
@@ -29,6 +34,9 @@ class ISocketFactory(Interface):
     instead of calling ``buildProtocol``: the relay's bytes then never enter
     Python where the kernel can move them.
     """
+
+    kind = Attribute("The `sidecar.flow.ListenerKind` that its flows are logged as.")
+    runtime = Attribute("The `sidecar.runtime.Runtime` that listeners for it share.")
 
     def socket_accepted(connection: socket.socket, flow: Flow) -> None:
         """Own a connected socket from here on.

@@ -20,8 +20,10 @@ from sidecar.wire.sockaddr import (
 )
 
 __all__ = [
+    "bind_late",
     "bind_non_local",
     "is_local_address",
+    "keep_alive",
     "original_destination",
     "reset_on_close",
     "set_mark",
@@ -38,10 +40,11 @@ IP6T_SO_ORIGINAL_DST = 80
 # socket's own level also serves the other family of a dual-stack socket.
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
-IP_FREEBIND = 15
-IPV6_FREEBIND = 78
+# linux/in.h, since 4.2; serves both families.
+IP_BIND_ADDRESS_NO_PORT = 24
 
 _linger_reset = struct.pack("ii", 1, 0)
+_linger_off = struct.pack("ii", 0, 0)
 _int = struct.Struct("i")
 
 
@@ -90,6 +93,30 @@ def bind_non_local(sock: socket.socket, source: str) -> None:
     sock.bind((source, 0))
 
 
+def bind_late(sock: socket.socket, source: str) -> None:
+    """Bind an unconnected socket to an address, leaving the port to connect().
+
+    A port chosen by bind() is taken for every destination; one chosen by connect()
+    only for that one, so a source address lasts for more than 28,000 connections.
+
+    Raises:
+        OSError: EADDRNOTAVAIL, the address isn't this host's.
+    """
+    sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((source, 0))
+
+
+def keep_alive(sock: socket.socket, idle: int) -> None:
+    """Have the kernel ask a silent peer whether it is still there (tcp(7)).
+
+    Args:
+        sock: A listener's sockets inherit the setting.
+        idle: Seconds of silence before the first probe, 1 to 32767.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+
+
 def set_mark(sock: socket.socket, mark: int) -> None:
     """Set the firewall mark of the packets the socket sends (SO_MARK, asm/socket.h).
 
@@ -119,13 +146,18 @@ def is_local_address(host: str) -> bool:
     return True
 
 
-def reset_on_close(sock: socket.socket) -> None:
-    """Make close() send RST and drop what is unsent (SO_LINGER with zero, socket(7))."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _linger_reset)
+def reset_on_close(sock: socket.socket, *, on: bool = True) -> None:
+    """Make close() send RST and drop what is unsent (SO_LINGER with zero, socket(7)).
+
+    Args:
+        sock: All descriptors of the same socket share the setting.
+        on: False for the default: close() sends what is unsent, then FIN.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _linger_reset if on else _linger_off)
 
 
-def unacknowledged(sock: socket.socket) -> int:
-    """How many bytes sent here the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7))."""
-    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_int.size))
+def unacknowledged(fd: int) -> int:
+    """How many bytes sent on a TCP socket its peer has not acknowledged (SIOCOUTQ, tcp(7))."""
+    answer = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_int.size))
     value: int = _int.unpack(answer)[0]
     return value

@@ -1,0 +1,1 @@
+"""What is done with connections: IProtocol factories for any Twisted endpoint."""

@@ -1,0 +1,279 @@
+"""How an upstream is reached: a literal address, one deadline, marked, no loops."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from twisted.logger import Logger
+
+from sidecar.addresses import SocketAddress
+from sidecar.errors import (
+    ConnectionRefused,
+    ConnectionTimeout,
+    DestinationUnroutable,
+    DialError,
+    ProxyLoopDetected,
+)
+from sidecar.linux.sockopt import (
+    bind_late,
+    bind_non_local,
+    keep_alive,
+    set_mark,
+)
+from sidecar.relay.poller import WRITE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    from sidecar.loops import LoopGuard
+    from sidecar.relay.poller import Poller
+
+__all__ = ["CONNECT_TIMEOUT", "KEEPALIVE", "MARK", "Dial", "Dialer", "Source"]
+
+# Seconds from connect() to an answer. Linux itself would try for two minutes.
+CONNECT_TIMEOUT = 10.0
+# The firewall mark of our own packets, by which interception rules know them; the
+# number that Istio's ambient mode uses for the same purpose.
+MARK = 0x539
+# Seconds of silence before the kernel asks whether the peer is still there. Below
+# the idle limits of common NAT devices and cloud load balancers (350 s).
+KEEPALIVE = 60
+
+_PENDING = frozenset({errno.EINPROGRESS, errno.EALREADY})
+_CONNECTED = frozenset({0, errno.EISCONN})
+_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
+
+
+class Source:
+    """The address that upstream connections are made from, by family.
+
+    Args:
+        ipv4, ipv6: An IP literal each; None leaves the choice to the kernel.
+        transparent: The addresses need not be this host's (IP_TRANSPARENT), and a
+            dial that can't have its source fails. Otherwise the source is a wish,
+            given up where this host doesn't have it.
+    """
+
+    __slots__ = ("ipv4", "ipv6", "transparent")
+
+    def __init__(self, ipv4: str | None, ipv6: str | None, *, transparent: bool = False) -> None:
+        self.ipv4 = ipv4
+        self.ipv6 = ipv6
+        self.transparent = transparent
+
+    def of(self, family: socket.AddressFamily) -> str | None:
+        """The source for destinations of a family."""
+        return self.ipv6 if family == socket.AF_INET6 else self.ipv4
+
+
+class Dialer:
+    """Makes upstream connections.
+
+    Args:
+        clock: For the deadline.
+        poller: Watches the connections while they are being made.
+        guard: Knows which destinations lead back to us.
+        mark: SO_MARK of the connections where permitted; None for no mark.
+        timeout: Seconds from connect() to an answer, more than 0.
+        keepalive: Seconds of silence before keepalive probes; None for none.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        poller: Poller,
+        guard: LoopGuard,
+        *,
+        mark: int | None = MARK,
+        timeout: float = CONNECT_TIMEOUT,
+        keepalive: int | None = KEEPALIVE,
+    ) -> None:
+        self._clock = clock
+        self._poller = poller
+        self._guard = guard
+        self._mark = mark
+        self._timeout = timeout
+        self._keepalive = keepalive
+        # All deadlines are equally long, so the oldest dial is always the next one
+        # due, and one timer serves them all.
+        self._waiting: dict[Dial, float] = {}
+        self._timer: IDelayedCall | None = None
+
+    def dial(
+        self,
+        address: SocketAddress,
+        done: Callable[[socket.socket | DialError], None],
+        source: Source | None = None,
+    ) -> Dial | None:
+        """Connect.
+
+        Args:
+            address: Where to; the port is 1 to 65535.
+            done: Called once, with the connected non-blocking socket, which is the
+                callee's, or with what went wrong; before this returns where the
+                answer is known at once (loopback, refusals).
+            source: Where from.
+
+        Returns:
+            The dial that is under way; None if `done` was called.
+        """
+        if self._guard.leads_back(address):
+            done(ProxyLoopDetected(str(address), "that is this proxy itself"))
+            return None
+        try:
+            sock = self._open(address, source)
+        except OSError as error:
+            done(_dial_error(address, error))
+            return None
+        error_number = sock.connect_ex((address.host, address.port))
+        if error_number == errno.EINPROGRESS:
+            # Over loopback the handshake is over by now; asking again is a system
+            # call, waiting for the poller is a wake-up.
+            error_number = sock.connect_ex((address.host, address.port))
+        if error_number in _CONNECTED:
+            done(sock)
+            return None
+        if error_number in _PENDING:
+            return Dial(self, sock, address, done)
+        sock.close()
+        done(_dial_error(address, OSError(error_number, os.strerror(error_number))))
+        return None
+
+    def _open(self, address: SocketAddress, source: Source | None) -> socket.socket:
+        sock = socket.socket(
+            address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._keepalive is not None:
+                keep_alive(sock, self._keepalive)
+            if self._mark is not None:
+                self._set_mark(sock, self._mark)
+            host = None if source is None else source.of(address.family)
+            if source is not None and host is not None:
+                _bind(sock, host, transparent=source.transparent)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _set_mark(self, sock: socket.socket, mark: int) -> None:
+        try:
+            set_mark(sock, mark)
+        except PermissionError:
+            self._mark = None
+            self._log.info(
+                "outgoing connections carry no mark: SO_MARK needs CAP_NET_ADMIN or"
+                " CAP_NET_RAW; interception rules must exclude this process by its uid"
+            )
+
+    # Deadlines; called by Dial
+
+    def watch(self, dial: Dial, sock: socket.socket) -> None:
+        """Wait for a dial's answer."""
+        self._poller.register(sock.fileno(), WRITE, dial)
+        self._waiting[dial] = self._clock.seconds() + self._timeout
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._timeout, self._expire)
+
+    def forget(self, dial: Dial, sock: socket.socket) -> None:
+        """Wait no longer."""
+        del self._waiting[dial]
+        self._poller.unregister(sock.fileno())
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        for dial, deadline in list(self._waiting.items()):
+            if deadline > now:
+                self._timer = self._clock.callLater(deadline - now, self._expire)
+                return
+            dial.expire(self._timeout)
+
+        # With nothing left the timer stays off until the next dial.
+
+    def close(self) -> None:
+        """Stop the timer; nobody may be dialling any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Dial:
+    """A connection that is being made."""
+
+    __slots__ = ("_address", "_dialer", "_done", "_sock")
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        sock: socket.socket,
+        address: SocketAddress,
+        done: Callable[[socket.socket | DialError], None],
+    ) -> None:
+        self._dialer = dialer
+        self._sock = sock
+        self._address = address
+        self._done = done
+        dialer.watch(self, sock)
+
+    @property
+    def local(self) -> SocketAddress:
+        """The address that the kernel dials from."""
+        return SocketAddress.from_kernel(self._sock.getsockname())
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - the socket itself is asked
+        """The kernel has an answer."""
+        error_number = self._sock.connect_ex((self._address.host, self._address.port))
+        if error_number in _PENDING:
+            return
+        self._dialer.forget(self, self._sock)
+        if error_number in _CONNECTED:
+            self._done(self._sock)
+            return
+        self._sock.close()
+        self._done(_dial_error(self._address, OSError(error_number, os.strerror(error_number))))
+
+    def failed(self) -> None:
+        """A bug in whoever was called: it owns the connection, or nobody does."""
+
+    def shut_down(self) -> None:
+        """The process ends: whoever waits for us is told the same way and cancels us."""
+
+    def expire(self, timeout: float) -> None:
+        """The deadline has passed."""
+        self.cancel()
+        self._done(ConnectionTimeout(str(self._address), f"no answer within {timeout:g} s"))
+
+    def cancel(self) -> None:
+        """Give up; `done` is not called."""
+        self._dialer.forget(self, self._sock)
+        self._sock.close()
+
+
+def _bind(sock: socket.socket, host: str, *, transparent: bool) -> None:
+    if transparent:
+        bind_non_local(sock, host)
+        return
+    try:
+        bind_late(sock, host)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+
+
+def _dial_error(address: SocketAddress, error: OSError) -> DialError:
+    """Which of our errors an errno of socket(), bind() or connect() is (connect(2))."""
+    problem = error.strerror or str(error)
+    if error.errno in _REFUSED:
+        return ConnectionRefused(str(address), problem)
+    if error.errno == errno.ETIMEDOUT:
+        return ConnectionTimeout(str(address), problem)
+    return DestinationUnroutable(str(address), problem)

@@ -1,0 +1,534 @@
+"""Which chains and rules a rule set means, in a small closed vocabulary.
+
+Three renderers say the same chains in three languages: nft.py, iptables.py and
+expressions.py. Whatever is decided about interception is decided here, once.
+
+Matches: Tcp, Family, LoopbackInterface, Mark, ConnectionMark, ConnectionReply,
+    ConnectionInvalid, Owner, Destination, LocalAddress, Ports, NewConnection,
+    SocketTransparent, SocketBound.
+Statements: Return, Drop, Accept, SetMark, SetConnectionMark, Redirect, Tproxy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING
+
+from sidecar.linux.netfilter.model import TPROXY_MARK, IPNetwork, Mode, PortRange, merge_ports
+
+if TYPE_CHECKING:
+    from sidecar.linux.netfilter.model import RuleSet
+
+__all__ = [
+    "ADMITS",
+    "Accept",
+    "Chain",
+    "ConnectionInvalid",
+    "ConnectionMark",
+    "ConnectionReply",
+    "Destination",
+    "Drop",
+    "Family",
+    "Hook",
+    "Kind",
+    "LocalAddress",
+    "LoopbackInterface",
+    "Mark",
+    "Match",
+    "NewConnection",
+    "Owner",
+    "OwnerKind",
+    "Ports",
+    "Redirect",
+    "Return",
+    "Rule",
+    "SetConnectionMark",
+    "SetMark",
+    "Side",
+    "SocketBound",
+    "SocketTransparent",
+    "Statement",
+    "Tcp",
+    "Tproxy",
+    "chains_of",
+]
+
+ADMITS = "intercept"
+"""The comment on rules that take new connections. Removing them, and only them,
+drains: what was taken before is still carried to its end."""
+
+
+class Kind(Enum):
+    """What a base chain does (nft's chain type)."""
+
+    NAT = "nat"
+    ROUTE = "route"
+    FILTER = "filter"
+
+
+class Hook(Enum):
+    """Where in the kernel a chain runs; the value is linux/netfilter.h's number."""
+
+    PREROUTING = 0
+    OUTPUT = 3
+    POSTROUTING = 4
+
+
+class Side(Enum):
+    """Which end of a packet a match looks at."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+class OwnerKind(Enum):
+    """Whose number an Owner match compares."""
+
+    USER = "uid"
+    GROUP = "gid"
+
+
+@dataclass(frozen=True, slots=True)
+class Tcp:
+    """The packet is TCP."""
+
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The packet is IPv4 (4) or IPv6 (6)."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackInterface:
+    """The packet came from (source) or leaves by (destination) the interface lo."""
+
+    side: Side
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The packet has this mark."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionMark:
+    """The packet's connection has this mark."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReply:
+    """The packet goes against (or, negated, along) its connection's first packet.
+
+    Without a connection (INVALID, untracked) it matches neither way.
+    """
+
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionInvalid:
+    """Conntrack can't place the packet, so NAT will not touch it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The sending socket was made by one of these users or groups. Output only."""
+
+    kind: OwnerKind
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The destination is in (or, negated, in none of) these networks of one family.
+
+    Implies the family, negated or not.
+    """
+
+    networks: tuple[IPNetwork, ...]
+    negated: bool = False
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.networks[0].version
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddress:
+    """The address is one of this host's."""
+
+    side: Side
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The TCP port is one of these. Implies TCP."""
+
+    side: Side
+    ranges: tuple[PortRange, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewConnection:
+    """SYN without ACK, RST and FIN: a connection's first packet. Implies TCP."""
+
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SocketTransparent:
+    """The socket that will get the packet is transparent. Prerouting only."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketBound:
+    """A socket bound to the packet's very destination address will get it.
+
+    That is every established connection, and no wildcard listener.
+    """
+
+
+Match = (
+    Tcp
+    | Family
+    | LoopbackInterface
+    | Mark
+    | ConnectionMark
+    | ConnectionReply
+    | ConnectionInvalid
+    | Owner
+    | Destination
+    | LocalAddress
+    | Ports
+    | NewConnection
+    | SocketTransparent
+    | SocketBound
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """This chain has no say in the packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The packet is dealt with, as far as this chain goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The packet goes nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """Mark the packet."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetConnectionMark:
+    """Mark the packet's connection; nothing where there is none."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """NAT to this port of the host."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tproxy:
+    """Give the packet to its transparent socket, else to the listener on this port.
+
+    Accepts where there is one; where there is none, the next rule decides.
+
+    Attributes:
+        port: The listener's.
+        mark: What to mark the packet with, so that it is routed to this host.
+    """
+
+    port: int
+    mark: int | None = None
+
+
+Statement = Return | Accept | Drop | SetMark | SetConnectionMark | Redirect | Tproxy
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """If all matches hold, carry out the statements, in order.
+
+    Attributes:
+        comment: What the rule is for, shown by nft and iptables; ADMITS marks the
+            rules that take new connections. ASCII, no quotes, at most 127 octets.
+    """
+
+    matches: tuple[Match, ...]
+    statements: tuple[Statement, ...]
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A base chain: its hook's priority is "mangle", or "dstnat" for NAT chains."""
+
+    name: str
+    kind: Kind
+    hook: Hook
+    rules: tuple[Rule, ...]
+
+
+_LOOPBACK_4 = (IPv4Network("127.0.0.0/8"),)
+_LOOPBACK_6 = (IPv6Network("::1/128"),)
+_RETURN = (Return(),)
+
+
+def chains_of(rules: RuleSet) -> tuple[Chain, ...]:
+    """Say a rule set in chains, in the order in which they are made."""
+    build = _redirect if rules.mode is Mode.REDIRECT else _tproxy
+    return build(rules)
+
+
+def _redirect(rules: RuleSet) -> tuple[Chain, ...]:
+    """NAT chains, and beside each a chain that drops what NAT would miss.
+
+    An INVALID packet is not translated: from the application it would go to the
+    real server, from a client to the real application, and either would answer
+    with a reset that kills the connection.
+    """
+    taken = NewConnection() if rules.syn_only else Tcp()
+    invalid = Rule((ConnectionInvalid(),), (Drop(),), "NAT would miss it")
+    chains = []
+    ways: list[tuple[str, Hook, tuple[Rule, ...], int]] = []
+    if rules.outbound_port is not None:
+        ways.append(("outbound", Hook.OUTPUT, _local_filter(rules), rules.outbound_port))
+    if rules.inbound_port is not None:
+        ways.append(("inbound", Hook.PREROUTING, _inbound_filter(rules), rules.inbound_port))
+    if rules.forwarded and rules.outbound_port is not None:
+        forwarded = (*_forwarded_entry(), *_destination_filter(rules))
+        ways.append(("forwarded", Hook.PREROUTING, forwarded, rules.outbound_port))
+    for name, hook, passing, port in ways:
+        admit = Rule((taken,), (Redirect(port),), ADMITS)
+        chains.append(Chain(name, Kind.NAT, hook, (*passing, admit)))
+        chains.append(Chain(f"{name}_invalid", Kind.FILTER, hook, (*passing, invalid)))
+    own_ports = Ports(Side.SOURCE, _single(rules.ports))
+    answers = Rule((own_ports, ConnectionInvalid()), (Drop(),), "NAT would miss it")
+    chains.append(Chain("answers_invalid", Kind.FILTER, Hook.OUTPUT, (answers,)))
+    return tuple(chains)
+
+
+def _tproxy(rules: RuleSet) -> tuple[Chain, ...]:
+    chains: list[Chain] = []
+    if rules.outbound_port is not None:
+        chains += _tproxy_outbound(rules, rules.outbound_port)
+    if rules.inbound_port is not None:
+        chains.append(_tproxy_inbound(rules, rules.inbound_port))
+    if rules.forwarded and rules.outbound_port is not None:
+        chains.append(_tproxy_forwarded(rules, rules.outbound_port))
+    return tuple(chains)
+
+
+def _tproxy_outbound(rules: RuleSet, port: int) -> list[Chain]:
+    """Mark on output; the mark routes the packet to lo, where TPROXY takes it."""
+    new: tuple[Match, ...] = (NewConnection(),) if rules.syn_only else ()
+    first, *passing = _local_filter(rules)
+    returned = (LoopbackInterface(Side.SOURCE), Mark(TPROXY_MARK), Tcp())
+    outbound = (
+        first,
+        Rule(
+            # The direction is essential: the proxy's answers belong to the same
+            # connection, and marked they would come back to the proxy.
+            (ConnectionMark(TPROXY_MARK), ConnectionReply(negated=True)),
+            (SetMark(TPROXY_MARK), Accept()),
+            "already intercepted",
+        ),
+        _answers(),
+        Rule(
+            # Also true of answers that conntrack has forgotten (a flush), and of
+            # a proxy that has no mark and runs as no excluded user.
+            (LocalAddress(Side.SOURCE, negated=True),),
+            _RETURN,
+            "from a transparent socket",
+        ),
+        *passing,
+        Rule((ConnectionInvalid(),), (Drop(),), "whose it is can't be told"),
+        Rule(new, (SetConnectionMark(TPROXY_MARK), SetMark(TPROXY_MARK), Accept()), ADMITS),
+    )
+    return [
+        Chain("outbound", Kind.ROUTE, Hook.OUTPUT, outbound),
+        Chain(
+            "returned",
+            Kind.FILTER,
+            Hook.PREROUTING,
+            (
+                Rule(returned, (Tproxy(port),), "marked on output"),
+                # tproxy without a listener is no match, and the packet would
+                # go on; a proxy that is down must not be a way round it.
+                Rule(returned, (Drop(),), "no proxy listens"),
+            ),
+        ),
+        Chain(
+            "guard",
+            Kind.FILTER,
+            Hook.POSTROUTING,
+            (
+                Rule(
+                    (
+                        LoopbackInterface(Side.DESTINATION, negated=True),
+                        Mark(TPROXY_MARK),
+                        Tcp(),
+                    ),
+                    (Drop(),),
+                    "the policy route is missing",
+                ),
+            ),
+        ),
+    ]
+
+
+def _tproxy_inbound(rules: RuleSet, port: int) -> Chain:
+    not_new = NewConnection(negated=True)
+    if rules.syn_only:
+        alive = [Rule((not_new,), _RETURN, "already alive")]
+    else:
+        # What has no socket of its own goes to the listener all the same: the
+        # last packet of a handshake made with SYN cookies looks like that.
+        alive = [_answers(), Rule((not_new, SocketBound()), _RETURN, "already alive")]
+    return Chain(
+        "inbound",
+        Kind.FILTER,
+        Hook.PREROUTING,
+        (
+            *_inbound_filter(rules),
+            *alive,
+            Rule((Tcp(),), (Tproxy(port),), ADMITS),
+            Rule((Tcp(),), (Drop(),), ADMITS),
+        ),
+    )
+
+
+def _tproxy_forwarded(rules: RuleSet, port: int) -> Chain:
+    not_new = NewConnection(negated=True)
+    return Chain(
+        "forwarded",
+        Kind.FILTER,
+        Hook.PREROUTING,
+        (
+            *_forwarded_entry(),
+            Rule(
+                (not_new, SocketTransparent()),
+                (SetMark(TPROXY_MARK), Accept()),
+                "already intercepted",
+            ),
+            Rule((not_new,), _RETURN, "already alive") if rules.syn_only else _answers(),
+            *_destination_filter(rules),
+            Rule((Tcp(),), (Tproxy(port, TPROXY_MARK),), ADMITS),
+            Rule((Tcp(),), (Drop(),), ADMITS),
+        ),
+    )
+
+
+def _answers() -> Rule:
+    matches = (NewConnection(negated=True), ConnectionReply())
+    return Rule(matches, _RETURN, "answers")
+
+
+def _local_filter(rules: RuleSet) -> tuple[Rule, ...]:
+    """What passes of the packets that this host sends."""
+    passing = [_not_tcp(), Rule((Mark(rules.exclude_mark),), _RETURN, "sidecar's own")]
+    if rules.exclude_uids:
+        owner = Owner(OwnerKind.USER, rules.exclude_uids)
+        passing.append(Rule((owner,), _RETURN, "excluded user"))
+    if rules.exclude_gids:
+        owner = Owner(OwnerKind.GROUP, rules.exclude_gids)
+        passing.append(Rule((owner,), _RETURN, "excluded group"))
+    for networks in (_LOOPBACK_4, _LOOPBACK_6):
+        passing.append(Rule((Destination(networks),), _RETURN, "loopback"))
+    return (*passing, *_destination_filter(rules))
+
+
+def _destination_filter(rules: RuleSet) -> tuple[Rule, ...]:
+    """What passes by its destination's address and port."""
+    passing = []
+    for version in (4, 6):
+        networks = _of_family(rules.exclude_cidrs, version)
+        if networks:
+            passing.append(Rule((_within(networks),), _RETURN, "excluded address"))
+    if rules.include_cidrs:
+        for version in (4, 6):
+            networks = _of_family(rules.include_cidrs, version)
+            if not networks:
+                passing.append(Rule((Family(version),), _RETURN, "address not included"))
+            elif networks[0].prefixlen > 0:
+                outside = Destination(networks, negated=True)
+                passing.append(Rule((outside,), _RETURN, "address not included"))
+    if rules.exclude_ports:
+        ports = Ports(Side.DESTINATION, rules.exclude_ports)
+        passing.append(Rule((ports,), _RETURN, "excluded port"))
+    if rules.include_ports:
+        ports = Ports(Side.DESTINATION, rules.include_ports, negated=True)
+        passing.append(Rule((ports,), _RETURN, "port not included"))
+    return tuple(passing)
+
+
+def _inbound_filter(rules: RuleSet) -> tuple[Rule, ...]:
+    """What passes of the packets that arrive here for this host."""
+    own_ports = Ports(Side.DESTINATION, _single(rules.ports))
+    passing = [
+        _not_tcp(),
+        _from_here(),
+        Rule((LocalAddress(Side.DESTINATION, negated=True),), _RETURN, "for another host"),
+        # The proxy sees for itself that nobody was intercepted, and refuses.
+        Rule((own_ports,), _RETURN, "dials the proxy itself"),
+    ]
+    if rules.exclude_inbound_ports:
+        ports = Ports(Side.DESTINATION, rules.exclude_inbound_ports)
+        passing.append(Rule((ports,), _RETURN, "excluded port"))
+    return tuple(passing)
+
+
+def _forwarded_entry() -> tuple[Rule, ...]:
+    here = Rule((LocalAddress(Side.DESTINATION),), _RETURN, "for this host")
+    return (_not_tcp(), _from_here(), here)
+
+
+def _not_tcp() -> Rule:
+    return Rule((Tcp(negated=True),), _RETURN, "not TCP")
+
+
+def _from_here() -> Rule:
+    return Rule((LoopbackInterface(Side.SOURCE),), _RETURN, "from this host")
+
+
+def _of_family(networks: tuple[IPNetwork, ...], version: int) -> tuple[IPNetwork, ...]:
+    return tuple(each for each in networks if each.version == version)
+
+
+def _within(networks: tuple[IPNetwork, ...]) -> Destination | Family:
+    # nft has no spelling of its own for /0 in a match: it means the family.
+    whole = networks[0].prefixlen == 0
+    return Family(networks[0].version) if whole else Destination(networks)
+
+
+def _single(ports: tuple[int, ...]) -> tuple[PortRange, ...]:
+    return merge_ports(tuple(PortRange(port, port) for port in ports))

@@ -1,0 +1,260 @@
+"""How connections are accepted: bounded, each with its destination, or refused."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+from twisted.internet import defer, tcp
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from sidecar.addresses import SocketAddress
+from sidecar.destinations import NotIntercepted, OriginalDestination
+from sidecar.flow import Flow, ListenerKind
+from sidecar.interfaces import IFlowObserver, ISocketFactory
+from sidecar.relay.poller import READ
+from sidecar.relay.resets import reset
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress, IProtocolFactory
+    from twisted.python.failure import Failure
+
+    from sidecar.destinations import DestinationFinder
+    from sidecar.runtime import Runtime
+
+__all__ = ["FlowPort", "twisted_address"]
+
+# accept(2): the connection is gone, or a firewall refused it; the next one is fine.
+_NEXT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR})
+
+
+def twisted_address(address: SocketAddress) -> IPv4Address | IPv6Address:
+    """The same address as Twisted's protocols expect it."""
+    kind = IPv6Address if ":" in address.host else IPv4Address
+    return kind("TCP", address.host, address.port)
+
+
+@implementer(IListeningPort, IFlowObserver)
+class FlowPort:
+    """A listening socket whose connections are flows.
+
+    A factory that provides `ISocketFactory` gets the accepted sockets; any other
+    gets protocols on Twisted transports, whose ``getHost()`` is the original
+    destination.
+
+    Args:
+        runtime: Shared with the other listeners.
+        sock: Bound and listening, non-blocking; ours from here on.
+        factory: Whom the connections are for.
+        finder: Knows the original destinations; None where connections are meant for
+            the listener itself.
+        lender: The port whose socket this one shares; stopped with it.
+
+    Attributes:
+        refused: Connections refused because nothing had intercepted them.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        sock: socket.socket,
+        factory: IProtocolFactory,
+        finder: DestinationFinder | None,
+        lender: IListeningPort | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._factory = factory
+        self._finder = finder
+        self._lender = lender
+        self._sockets: ISocketFactory | None = ISocketFactory(factory, None)
+        self._kind = ListenerKind.OUTBOUND if self._sockets is None else self._sockets.kind
+        self._address = SocketAddress.from_kernel(sock.getsockname())
+        self._listening = False
+        self._serial = 0
+        self.refused = 0
+
+    # IListeningPort
+
+    def startListening(self) -> None:  # noqa: N802
+        """Begin to accept."""
+        self._factory.doStart()
+        self._listening = True
+        self._runtime.guard.add_listener(self._address)
+        self._runtime.poller.register(self._fd, READ, self)
+        self._log.info("{kind} listens on {address}", kind=self._kind.value, address=self._address)
+
+    def stopListening(self) -> defer.Deferred[None]:  # noqa: N802
+        """Accept no more; what is open goes on."""
+        if not self._listening:
+            return defer.succeed(None)
+        self._listening = False
+        self._runtime.guard.remove_listener(self._address)
+        self._runtime.poller.unregister(self._fd)
+        self._socket.close()
+        self._factory.doStop()
+        if self._lender is None:
+            return defer.succeed(None)
+        return defer.maybeDeferred(self._lender.stopListening)
+
+    def getHost(self) -> IPv4Address | IPv6Address:  # noqa: N802
+        """The address that is listened on."""
+        return twisted_address(self._address)
+
+    # The poller's side
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - errors show in accept()
+        """Accept what waits, up to the limits."""
+        admission = self._runtime.admission
+        for _ in range(self._runtime.accepts):
+            if admission.full:
+                self._pause()
+                return
+            try:
+                connection, sockaddr = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NEXT:
+                    continue
+                self._pause(error)
+                return
+            connection.setblocking(False)
+            self._accepted(connection, SocketAddress.from_kernel(sockaddr))
+
+    def failed(self) -> None:
+        """A bug while accepting cost one connection; the listener goes on."""
+
+    def shut_down(self) -> None:
+        """The process ends."""
+        self.stopListening()
+
+    def _pause(self, cause: OSError | None = None) -> None:
+        self._runtime.poller.modify(self._fd, 0)
+        self._runtime.admission.pause(self._resume, cause)
+
+    def _resume(self) -> None:
+        if self._listening:
+            self._runtime.poller.modify(self._fd, READ)
+
+    # A connection
+
+    def _accepted(self, connection: socket.socket, source: SocketAddress) -> None:
+        destination: OriginalDestination | None = None
+        if self._finder is not None:
+            found = self._finder.find(connection, source)
+            looped = self._runtime.guard.owner(source)
+            if looped is not None:
+                reset(connection)
+                looped.looped()
+                return
+            if isinstance(found, NotIntercepted):
+                self._refuse(connection, source, found)
+                return
+            destination = found
+        admission = self._runtime.admission
+        admission.opened()
+        if self._sockets is None:
+            self._hand_to_protocol(connection, source, destination)
+            return
+        flow = Flow(
+            self._kind,
+            source,
+            None if destination is None else destination.address,
+            None if destination is None else destination.found_by,
+            self,
+        )
+        self._sockets.socket_accepted(connection, flow)
+
+    def _refuse(
+        self, connection: socket.socket, source: SocketAddress, found: NotIntercepted
+    ) -> None:
+        self.refused += 1
+        reset(connection)
+        if self._runtime.observer is None:
+            self._log.info(
+                "{source} dialled {listener} itself; only intercepted connections are served",
+                source=source,
+                listener=found.address,
+            )
+            return
+        flow = Flow(self._kind, source, found.address, None, self._runtime.observer)
+        flow.deny("not_intercepted")
+
+    def _hand_to_protocol(
+        self,
+        connection: socket.socket,
+        source: SocketAddress,
+        destination: OriginalDestination | None,
+    ) -> None:
+        protocol = self._factory.buildProtocol(twisted_address(source))
+        if protocol is None:
+            connection.close()
+            self._runtime.admission.closed()
+            return
+        self._serial += 1
+        transport = _InterceptedServer(
+            connection, protocol, source, self, self._serial, self._runtime.reactor
+        )
+        if destination is not None:
+            transport.original_destination = destination
+        protocol.makeConnection(transport)
+
+    def flow_ended(self, flow: Flow) -> None:
+        """One connection fewer is open; pass the word on."""
+        self._runtime.admission.closed()
+        if self._runtime.observer is not None:
+            try:
+                self._runtime.observer.flow_ended(flow)
+            except Exception:  # noqa: BLE001 - an observer can't be allowed to stop traffic
+                self._log.failure("bug in a flow observer")
+
+    # What tcp.Server asks of its port, besides
+    @property
+    def _realPortNumber(self) -> int:  # noqa: N802
+        return self._address.port
+
+    def connection_lost(self) -> None:
+        """A transport that we made has gone."""
+        self._runtime.admission.closed()
+
+
+class _InterceptedServer(tcp.Server):
+    """Twisted's transport of an accepted connection, that tells the original destination."""
+
+    original_destination: OriginalDestination | None = None
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        protocol: object,
+        source: SocketAddress,
+        port: FlowPort,
+        serial: int,
+        reactor: object,
+    ) -> None:
+        # Four fields make an IPv6Address, two an IPv4Address (tcp.Server).
+        client = (
+            (source.host, source.port, 0, 0) if ":" in source.host else (source.host, source.port)
+        )
+        self._port = port
+        super().__init__(connection, protocol, client, port, serial, reactor)
+
+    def getHost(self) -> IAddress:  # noqa: N802
+        """The original destination."""
+        if self.original_destination is None:
+            host: IAddress = super().getHost()
+            return host
+        return twisted_address(self.original_destination.address)
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
+        """Gone."""
+        super().connectionLost(reason)
+        self._port.connection_lost()

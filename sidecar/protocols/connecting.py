@@ -1,0 +1,145 @@
+"""Reaching an upstream, whichever kind it is: the attempts behind one outcome."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from twisted.internet import error
+from twisted.internet.defer import CancelledError
+from twisted.internet.protocol import Factory
+
+from sidecar.addresses import SocketAddress
+from sidecar.errors import (
+    ConnectionRefused,
+    ConnectionTimeout,
+    DestinationUnroutable,
+    DialError,
+    NameNotResolved,
+)
+from sidecar.relay import RelayProtocol, Side
+from sidecar.upstreams import HostPort, Upstream, resolve
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IAddress, IReactorPluggableNameResolver
+    from twisted.python.failure import Failure
+
+    from sidecar.dialing import Dial, Source
+    from sidecar.runtime import Runtime
+
+__all__ = ["Connecting"]
+
+
+class Connecting:
+    """One attempt to reach an upstream.
+
+    Args:
+        runtime: Whose dialer is used.
+        upstream: Where to. The addresses of a host name are tried in turn.
+        source: Where from; None leaves it to the kernel.
+        done: Called once, with the connection, which is the callee's, or what went
+            wrong, and with the address dialled last if that was one; perhaps before
+            the constructor returns.
+
+    Attributes:
+        pending: Whether `done` is yet to be called.
+    """
+
+    __slots__ = ("_attempt", "_done", "_left", "_runtime", "_source", "pending")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        upstream: Upstream,
+        source: Source | None,
+        done: Callable[[Side | DialError, SocketAddress | None], None],
+    ) -> None:
+        self._runtime = runtime
+        self._source = source
+        self._done = done
+        self._left: list[SocketAddress] = []
+        self._attempt: Dial | Deferred[object] | None = None
+        self.pending = True
+        if isinstance(upstream, SocketAddress):
+            self._dial(upstream)
+        elif isinstance(upstream, HostPort):
+            self._resolve(upstream)
+        else:
+            self._attempt = upstream.connect(_Upstream(self._endpoint_connected))
+            self._attempt.addErrback(self._endpoint_failed)
+
+    def cancel(self) -> None:
+        """Give up; `done` is not called."""
+        self.pending = False
+        if self._attempt is not None:
+            self._attempt.cancel()
+
+    def _finish(self, outcome: Side | DialError, address: SocketAddress | None) -> None:
+        self._attempt = None
+        if self.pending:
+            self.pending = False
+            self._done(outcome, address)
+
+    # An address
+
+    def _dial(self, address: SocketAddress) -> None:
+        def done(outcome: socket.socket | DialError) -> None:
+            if isinstance(outcome, DialError) and self._left:
+                self._dial(self._left.pop(0))
+            else:
+                self._finish(outcome, address)
+
+        dial = self._runtime.dialer.dial(address, done, self._source)
+        if dial is not None:
+            self._attempt = dial
+
+    # A name
+
+    def _resolve(self, name: HostPort) -> None:
+        def resolved(addresses: list[SocketAddress]) -> None:
+            if not self.pending:
+                return
+            if not addresses:
+                self._finish(NameNotResolved(str(name), "the name has no address"), None)
+                return
+            self._left = addresses[1:]
+            self._dial(addresses[0])
+
+        resolve(cast("IReactorPluggableNameResolver", self._runtime.reactor), name, resolved)
+
+    # An endpoint
+
+    def _endpoint_connected(self, protocol: RelayProtocol) -> None:
+        if self.pending:
+            self._finish(protocol, None)
+        else:
+            protocol.abort()
+
+    def _endpoint_failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is not None:
+            return
+        problem = failure.getErrorMessage()
+        if failure.check(error.ConnectionRefusedError) is not None:
+            self._finish(ConnectionRefused("endpoint", problem), None)
+        elif failure.check(error.TimeoutError) is not None:
+            self._finish(ConnectionTimeout("endpoint", problem), None)
+        elif failure.check(error.DNSLookupError) is not None:
+            self._finish(NameNotResolved("endpoint", problem), None)
+        else:
+            self._finish(DestinationUnroutable("endpoint", problem), None)
+
+
+class _Upstream(Factory):
+    """Builds the upstream's side of a relay."""
+
+    noisy = False
+
+    def __init__(self, made: Callable[[RelayProtocol], None]) -> None:
+        self._made = made
+
+    def buildProtocol(self, addr: IAddress) -> RelayProtocol:  # noqa: ARG002, N802
+        """One side."""
+        return RelayProtocol(self._made)

@@ -1,0 +1,190 @@
+"""How two Twisted transports are joined, where the kernel can't do it (TLS, unix).
+
+The same rules as the spliced relay's, by producers and consumers. Twisted's TLS has
+no half-close: a TLS side that ends, or is told to end, ends both ways once what was
+written is flushed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet import error
+from twisted.internet.interfaces import IPullProducer, ISSLTransport
+from zope.interface import implementer
+
+from sidecar.flow import FlowEnd
+from sidecar.relay.resets import SendQueueWatch
+from sidecar.relay.totals import Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IDelayedCall
+
+    from sidecar.interfaces import IRelayReactor
+    from sidecar.relay.protocol import RelayProtocol
+
+__all__ = ["BufferedRelay"]
+
+
+class BufferedRelay:
+    """Two protocols that pass everything on to each other.
+
+    Args:
+        reactor: For timers.
+        downstream, upstream: Connected, not yet joined.
+        done: Called once, after both connections are lost.
+        idle_timeout, half_close_timeout: As `sidecar.relay.spliced.SplicedEngine`.
+    """
+
+    def __init__(
+        self,
+        reactor: IRelayReactor,
+        downstream: RelayProtocol,
+        upstream: RelayProtocol,
+        done: Callable[[Totals], None],
+        *,
+        idle_timeout: float | None = None,
+        half_close_timeout: float | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._done = done
+        self._downstream = downstream
+        self._upstream = upstream
+        self._end: FlowEnd | None = None
+        self._half_close_timeout = half_close_timeout
+        self._timers: list[IDelayedCall] = []
+        self._sending: SendQueueWatch | None = None
+        for side in (downstream, upstream):
+            side.join(self)
+        for side in (downstream, upstream):
+            peer = self._peer(side)
+            if peer.lost_for is None and side.lost_for is None:
+                peer.transport.registerProducer(side.transport, True)
+        for side in (downstream, upstream):
+            early, side.early = side.early, []
+            for data in early:
+                self.received(side, data)
+        for side in (downstream, upstream):
+            if side.lost_for is not None:
+                self.lost(side)
+            elif side.eof:
+                self.ended(side)
+            else:
+                side.transport.resumeProducing()
+        if idle_timeout is not None:
+            self._watch_idleness(idle_timeout, -1)
+
+    @property
+    def totals(self) -> Totals:
+        """Bytes handed on so far, and the end if there was one."""
+        return Totals(self._upstream.written, self._downstream.written, self._end)
+
+    def abort(self, end: FlowEnd) -> None:
+        """Reset both sides now; what is still on its way is lost."""
+        if self._end is None:
+            self._end = end
+        for side in (self._downstream, self._upstream):
+            if side.lost_for is None:
+                side.transport.abortConnection()
+
+    # Called by the protocols
+
+    def received(self, side: RelayProtocol, data: bytes) -> None:
+        """Bytes from one side are for the other."""
+        peer = self._peer(side)
+        if peer.lost_for is None:
+            peer.transport.write(data)
+            peer.written += len(data)
+
+    def ended(self, side: RelayProtocol) -> None:
+        """One side has sent its last byte."""
+        peer = self._peer(side)
+        if peer.lost_for is not None:
+            return
+        if peer.eof:
+            self._end = self._end or FlowEnd.CLOSED
+            self._let_go(side)
+            self._let_go(peer)
+            return
+        if ISSLTransport.providedBy(peer.transport):
+            self._let_go(peer)
+            return
+        peer.transport.loseWriteConnection()
+        if self._half_close_timeout is not None:
+            self._timers.append(
+                self._reactor.callLater(
+                    self._half_close_timeout, self.abort, FlowEnd.IDLE_TIMEOUT
+                )
+            )
+
+    def lost(self, side: RelayProtocol) -> None:
+        """One side is gone both ways."""
+        peer = self._peer(side)
+        if peer.lost_for is not None:
+            self._finish()
+            return
+        reason = side.lost_for
+        assert reason is not None
+        if reason.check(error.ConnectionDone):
+            self._end = self._end or FlowEnd.CLOSED
+            self._let_go(peer)
+            return
+        if self._end is None:
+            client = side is self._downstream
+            self._end = FlowEnd.CLIENT_RESET if client else FlowEnd.SERVER_RESET
+        peer.transport.unregisterProducer()
+        # A pull producer is asked for more when, and only when, all before is written.
+        peer.transport.registerProducer(_WhenWritten(peer, self._written), False)
+
+    def _written(self, side: RelayProtocol) -> None:
+        self._sending = SendQueueWatch(
+            self._reactor, side.transport.fileno(), side.transport.abortConnection
+        )
+
+    def _let_go(self, side: RelayProtocol) -> None:
+        """Close once everything is written."""
+        side.transport.unregisterProducer()
+        side.transport.loseConnection()
+
+    def _peer(self, side: RelayProtocol) -> RelayProtocol:
+        return self._upstream if side is self._downstream else self._downstream
+
+    def _watch_idleness(self, timeout: float, moved_before: int) -> None:
+        moved = self._downstream.written + self._upstream.written
+        if moved == moved_before:
+            self.abort(FlowEnd.IDLE_TIMEOUT)
+            return
+        self._timers.append(
+            self._reactor.callLater(timeout, self._watch_idleness, timeout, moved)
+        )
+
+    def _finish(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
+        self._done(self.totals)
+
+
+@implementer(IPullProducer)
+class _WhenWritten:
+    """Calls back once a transport has written what it was given."""
+
+    def __init__(self, side: RelayProtocol, written: Callable[[RelayProtocol], None]) -> None:
+        self._side = side
+        self._written = written
+        self._called = False
+
+    def resumeProducing(self) -> None:  # noqa: N802
+        """Everything before us is written."""
+        if not self._called:
+            self._called = True
+            self._side.transport.unregisterProducer()
+            self._written(self._side)
+
+    def stopProducing(self) -> None:  # noqa: N802
+        """The transport is gone."""
+        self._called = True

@@ -1,0 +1,157 @@
+"""Which engine joins two connections: the kernel's, or Twisted's transports."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+
+from sidecar.flow import FlowEnd
+from sidecar.relay.buffered import BufferedRelay
+from sidecar.relay.protocol import RelayProtocol, adopt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar.relay.spliced import SplicedEngine, SplicedRelay
+    from sidecar.relay.totals import Totals
+
+__all__ = ["Joined", "Side", "join", "start"]
+
+Side = socket.socket | RelayProtocol
+
+
+def join(
+    engine: SplicedEngine, downstream: Side, upstream: Side, *, to_upstream: bytes = b""
+) -> Deferred[Totals]:
+    """Pass everything on between two connections until both are done.
+
+    Spliced where both are plain TCP sockets, or Twisted transports of plain TCP
+    sockets; by producers and consumers otherwise.
+
+    Args:
+        engine: Of the reactor that both belong to.
+        downstream: The client's side: a connected non-blocking TCP socket, or a
+            connected `RelayProtocol`. Owned by the relay from here on.
+        upstream: The server's side, likewise.
+        to_upstream: Bytes already read from the client, delivered first.
+
+    Returns:
+        Fires with the totals and the end reason after both are closed; never fails.
+        Cancelling it resets both sides.
+    """
+    joined = Joined()
+    totals: Deferred[Totals] = Deferred(lambda _: joined.abort(FlowEnd.SHUTDOWN))
+    start(engine, downstream, upstream, totals.callback, joined, to_upstream=to_upstream)
+    return totals
+
+
+class Joined:
+    """A hold on a relay that may not have started yet."""
+
+    __slots__ = ("_aborted", "_relay")
+
+    def __init__(self) -> None:
+        self._relay: SplicedRelay | BufferedRelay | None = None
+        self._aborted: FlowEnd | None = None
+
+    def started(self, relay: SplicedRelay | BufferedRelay) -> None:
+        """The relay runs."""
+        self._relay = relay
+        if self._aborted is not None:
+            relay.abort(self._aborted)
+
+    def abort(self, end: FlowEnd) -> None:
+        """Reset both sides with this end, or as soon as the relay starts."""
+        self._aborted = end
+        if self._relay is not None:
+            self._relay.abort(end)
+
+
+def start(
+    engine: SplicedEngine,
+    downstream: Side,
+    upstream: Side,
+    done: Callable[[Totals], None],
+    joined: Joined,
+    *,
+    to_upstream: bytes = b"",
+) -> None:
+    """As `join`, by callbacks: a Deferred for every connection is one too many.
+
+    Args:
+        engine, downstream, upstream, to_upstream: As `join`.
+        done: Called once with the totals, after both are closed.
+        joined: Gets the relay.
+    """
+    if isinstance(downstream, socket.socket) and isinstance(upstream, socket.socket):
+        joined.started(engine.relay(downstream, upstream, done, to_upstream=to_upstream))
+        return
+    if _spliceable(downstream) and _spliceable(upstream):
+        _detach_both(engine, downstream, upstream, done, joined, to_upstream)
+        return
+    down = _as_protocol(engine, downstream)
+    up = _as_protocol(engine, upstream)
+    if to_upstream:
+        down.early.insert(0, to_upstream)
+    joined.started(
+        BufferedRelay(
+            engine.reactor,
+            down,
+            up,
+            done,
+            idle_timeout=engine.idle_timeout,
+            half_close_timeout=engine.half_close_timeout,
+        )
+    )
+
+
+def _spliceable(side: Side) -> bool:
+    return isinstance(side, socket.socket) or side.detachable
+
+
+def _detach_both(
+    engine: SplicedEngine,
+    downstream: Side,
+    upstream: Side,
+    done: Callable[[Totals], None],
+    joined: Joined,
+    to_upstream: bytes,
+) -> None:
+    sockets: dict[Side, socket.socket] = {}
+
+    def have(side: Side, connection: socket.socket) -> None:
+        sockets[side] = connection
+        if len(sockets) == 2:  # noqa: PLR2004 - both
+            joined.started(
+                engine.relay(
+                    sockets[downstream],
+                    sockets[upstream],
+                    done,
+                    to_upstream=to_upstream + _early(downstream),
+                    to_downstream=_early(upstream),
+                )
+            )
+
+    for side in (downstream, upstream):
+        if isinstance(side, RelayProtocol):
+            side.detach(lambda connection, side=side: have(side, connection))
+        else:
+            have(side, side)
+
+
+def _early(side: Side) -> bytes:
+    return b"".join(side.early) if isinstance(side, RelayProtocol) else b""
+
+
+def _as_protocol(engine: SplicedEngine, side: Side) -> RelayProtocol:
+    if isinstance(side, RelayProtocol):
+        return side
+    protocol = RelayProtocol(_ignore)
+    adopt(engine.reactor, side, protocol)
+    return protocol
+
+
+def _ignore(_: RelayProtocol) -> None:
+    """Nobody waits for a connection that is adopted and joined in one go."""

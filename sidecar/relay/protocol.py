@@ -1,0 +1,166 @@
+"""One side of a relay as a Twisted protocol: what it is until it is joined."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Protocol as Typed
+
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from zope.interface import implementer
+
+from sidecar.linux.sockopt import reset_on_close
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IAddress
+    from twisted.python.failure import Failure
+
+    from sidecar.interfaces import IRelayReactor
+
+__all__ = ["RelayProtocol", "adopt"]
+
+
+class Owner(Typed):
+    """The relay that a protocol is a side of."""
+
+    def received(self, side: RelayProtocol, data: bytes) -> None:
+        """Bytes from one side are for the other."""
+
+    def ended(self, side: RelayProtocol) -> None:
+        """One side has sent its last byte."""
+
+    def lost(self, side: RelayProtocol) -> None:
+        """One side is gone both ways."""
+
+
+@implementer(IHalfCloseableProtocol)
+class RelayProtocol(Protocol):
+    """One side of a buffered relay; paused from its first moment until it is joined.
+
+    Args:
+        made: Called with this protocol once it is connected.
+
+    Attributes:
+        early: What arrived before it was joined, most often nothing.
+        eof: The other process has sent all that it will.
+        lost_for: Why the connection is lost; None while it isn't.
+        written: Bytes handed to the transport.
+    """
+
+    def __init__(self, made: Callable[[RelayProtocol], None]) -> None:
+        self._made = made
+        self._lost: Callable[[Failure], None] | None = None
+        self._relay: Owner | None = None
+        self._detached: Callable[[socket.socket], None] | None = None
+        self.early: list[bytes] = []
+        self.eof = False
+        self.lost_for: Failure | None = None
+        self.written = 0
+
+    # Before it is joined
+
+    def on_loss(self, lost: Callable[[Failure], None] | None) -> None:
+        """Be told if the connection is lost before it is joined; None for no longer."""
+        self._lost = lost
+
+    def abort(self) -> None:
+        """Reset the connection, joined or not."""
+        if self.lost_for is None:
+            self.transport.abortConnection()
+
+    @property
+    def detachable(self) -> bool:
+        """Whether this is a plain TCP connection that nothing was written to."""
+        return (
+            ITCPTransport.providedBy(self.transport)
+            and not ISSLTransport.providedBy(self.transport)
+            and isinstance(self.transport.getHandle(), socket.socket)
+        )
+
+    def detach(self, detached: Callable[[socket.socket], None]) -> None:
+        """Take the socket from its transport, for the spliced engine.
+
+        Args:
+            detached: Called with the socket, which is the callee's, non-blocking;
+                what had arrived is in `early`.
+        """
+        self._detached = detached
+        self._handle = socket.socket(fileno=os.dup(self.transport.fileno()))
+        # The one way in Twisted's interface to make a transport let go without a
+        # shutdown(): our duplicate keeps the connection open, so no RST is sent.
+        self.transport.abortConnection()
+
+    def join(self, relay: Owner) -> None:
+        """Belong to a relay from here on."""
+        self._relay = relay
+
+    # Protocol
+
+    def connectionMade(self) -> None:
+        """Connected: read nothing until somebody can take it."""
+        self.transport.pauseProducing()
+        self._made(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass on, or keep while there is nobody yet."""
+        if self._relay is None:
+            self.early.append(data)
+        else:
+            self._relay.received(self, data)
+
+    def readConnectionLost(self) -> None:
+        """The other process has sent its last byte."""
+        self.eof = True
+        if self._relay is not None:
+            self._relay.ended(self)
+
+    def writeConnectionLost(self) -> None:
+        """Our own FIN is out."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Gone, by our wish or theirs."""
+        self.lost_for = reason
+        if self._detached is not None:
+            # Twisted has set SO_LINGER on the socket that we share.
+            self._handle.setblocking(False)
+            reset_on_close(self._handle, on=False)
+            self._detached(self._handle)
+        elif self._relay is not None:
+            self._relay.lost(self)
+        elif self._lost is not None:
+            self._lost(reason)
+
+
+class _One(Factory):
+    """Builds the one protocol that it was made with."""
+
+    noisy = False
+
+    def __init__(self, protocol: RelayProtocol) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, addr: IAddress) -> RelayProtocol:  # noqa: ARG002
+        """The protocol."""
+        return self._protocol
+
+
+def adopt(
+    reactor: IRelayReactor, connection: socket.socket, protocol: RelayProtocol
+) -> None:
+    """Give a connected socket a Twisted transport.
+
+    Args:
+        reactor: Where it belongs.
+        connection: Connected, non-blocking; closed here, the transport has its own
+            descriptor.
+        protocol: Its protocol; `connectionMade` is called before this returns.
+    """
+    reactor.adoptStreamConnection(connection.fileno(), connection.family, _One(protocol))
+    connection.close()
