@@ -46,11 +46,13 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "table_comment"]
 
+_IPV4_OCTETS = 4
+
 
 def render(rules: RuleSet) -> str:
     """The table as text that `nft -f` reads, and `nft list table inet sidecar` prints."""
     chains = "\n".join(_chain(chain) for chain in chains_of(rules))
-    return f'table inet {TABLE} {{\n\tcomment "{table_comment(rules)}"\n\n{chains}}}\n'
+    return f'table inet {TABLE} {{\n\tcomment "{table_comment(rules)}"\n{chains}}}\n'
 
 
 def table_comment(rules: RuleSet) -> str:
@@ -96,7 +98,7 @@ def _match(match: Match) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per 
         return f"meta nfproto ipv{match.version}"
     if isinstance(match, LoopbackInterface):
         name = "iifname" if match.side is Side.SOURCE else "oifname"
-        return f"{name} {_not(match.negated)}\"lo\""
+        return f'{name} {_not(match.negated)}"lo"'
     if isinstance(match, Mark):
         return f"meta mark {_mark(match.value)}"
     if isinstance(match, ConnectionMark):
@@ -125,20 +127,18 @@ def _set_match(match: Destination | Ports | Owner) -> str:
         subject = "tcp sport" if match.side is Side.SOURCE else "tcp dport"
         negated = match.negated
     else:
-        subject, negated = "ip daddr" if key_type.octets == IPV4_OCTETS else "ip6 daddr", match.negated
+        subject = "ip daddr" if key_type.octets == _IPV4_OCTETS else "ip6 daddr"
+        negated = match.negated
     values = [_interval(each, key_type) for each in intervals_of(match)]
     shown = values[0] if len(values) == 1 else "{ " + ", ".join(values) + " }"
     return f"{subject} {_not(negated)}{shown}"
-
-
-IPV4_OCTETS = 4
 
 
 def _interval(interval: Interval, key_type: KeyType) -> str:
     if not key_type.is_address:
         first, last = str(interval.first), str(interval.last)
     else:
-        address = IPv4Address if key_type.octets == IPV4_OCTETS else IPv6Address
+        address = IPv4Address if key_type.octets == _IPV4_OCTETS else IPv6Address
         first, last = str(address(interval.first)), str(address(interval.last))
     if interval.is_single:
         return first

@@ -1,0 +1,1 @@
+"""Whether interception is effective, shown by a real connection."""
