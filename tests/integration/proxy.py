@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from integration.netns import DEADLINE
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Iterator, Sequence
 
     from integration.netns import Namespace
 
 __all__ = [
+    "CLEAN_EXIT",
     "INBOUND",
     "ISTIO",
     "LINKERD",
@@ -43,6 +44,9 @@ Line = dict[str, Any]
 OUTBOUND = 15001
 INBOUND = 15006
 MESH_PORTS = (OUTBOUND, INBOUND)
+
+# Once it has shut down in order, twistd ends by the signal that asked for it.
+CLEAN_EXIT = -signal.SIGTERM
 
 # Seconds between two looks at what the kernel can't tell us about by an event.
 _POLL = 0.01
@@ -238,13 +242,19 @@ class Program:
         return int(fields["VmRSS"].split()[0])
 
     def listens(self, port: int) -> bool:
-        """Whether anybody in its namespace listens on a port."""
+        """Whether it listens on a port (proc(5): /proc/net/tcp, /proc/PID/fd)."""
+        mine = set()
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                mine.add(str(descriptor.readlink()))
         for name in ("tcp", "tcp6"):
             table = Path(f"/proc/{self.pid}/net/{name}")
             rows = table.read_text(encoding="ascii").splitlines()[1:] if table.exists() else []
-            for local, state in ((row.split()[1], row.split()[3]) for row in rows):
+            for row in rows:
+                fields = row.split()
+                local, state, inode = fields[1], fields[3], fields[9]
                 if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
-                    return True
+                    return f"socket:[{inode}]" in mine
         return False
 
 
@@ -375,9 +385,14 @@ def running(
     )
     try:
         yield sidecar
-    finally:
-        if sidecar.alive:
-            sidecar.stop()
+    except BaseException:
+        sidecar.kill()
+        raise
+    if sidecar.alive:
+        status = sidecar.stop()
+        assert status == CLEAN_EXIT, sidecar.messages()
+    else:
+        sidecar.wait()
 
 
 def rules(
