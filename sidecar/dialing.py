@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sidecar.loops import LoopGuard
     from sidecar.relay.poller import Poller
 
+    DialDone = Callable[[socket.socket | DialError, SocketAddress], None]
+
 __all__ = ["CONNECT_TIMEOUT", "KEEPALIVE", "MARK", "Dial", "Dialer", "Source"]
 
 # Seconds from connect() to an answer. Linux itself would try for two minutes.
@@ -109,7 +111,7 @@ class Dialer:
     def dial(
         self,
         address: SocketAddress,
-        done: Callable[[socket.socket | DialError], None],
+        done: DialDone,
         source: Source | None = None,
     ) -> Dial | None:
         """Connect.
@@ -117,20 +119,20 @@ class Dialer:
         Args:
             address: Where to; the port is 1 to 65535.
             done: Called once, with the connected non-blocking socket, which is the
-                callee's, or with what went wrong; before this returns where the
-                answer is known at once (loopback, refusals).
+                callee's, or with what went wrong, and with the address; before this
+                returns where the answer is known at once (loopback, refusals).
             source: Where from.
 
         Returns:
             The dial that is under way; None if `done` was called.
         """
         if self._guard.leads_back(address):
-            done(ProxyLoopDetected(str(address), "that is this proxy itself"))
+            done(ProxyLoopDetected(str(address), "that is this proxy itself"), address)
             return None
         try:
             sock = self._open(address, source)
         except OSError as error:
-            done(_dial_error(address, error))
+            done(_dial_error(address, error), address)
             return None
         error_number = sock.connect_ex((address.host, address.port))
         if error_number == errno.EINPROGRESS:
@@ -138,12 +140,12 @@ class Dialer:
             # call, waiting for the poller is a wake-up.
             error_number = sock.connect_ex((address.host, address.port))
         if error_number in _CONNECTED:
-            done(sock)
+            done(sock, address)
             return None
         if error_number in _PENDING:
             return Dial(self, sock, address, done)
         sock.close()
-        done(_dial_error(address, OSError(error_number, os.strerror(error_number))))
+        done(_dial_error(address, _os_error(error_number)), address)
         return None
 
     def _open(self, address: SocketAddress, source: Source | None) -> socket.socket:
@@ -216,7 +218,7 @@ class Dial:
         dialer: Dialer,
         sock: socket.socket,
         address: SocketAddress,
-        done: Callable[[socket.socket | DialError], None],
+        done: DialDone,
     ) -> None:
         self._dialer = dialer
         self._sock = sock
@@ -236,10 +238,10 @@ class Dial:
             return
         self._dialer.forget(self, self._sock)
         if error_number in _CONNECTED:
-            self._done(self._sock)
+            self._done(self._sock, self._address)
             return
         self._sock.close()
-        self._done(_dial_error(self._address, OSError(error_number, os.strerror(error_number))))
+        self._done(_dial_error(self._address, _os_error(error_number)), self._address)
 
     def failed(self) -> None:
         """A bug in whoever was called: it owns the connection, or nobody does."""
@@ -250,7 +252,8 @@ class Dial:
     def expire(self, timeout: float) -> None:
         """The deadline has passed."""
         self.cancel()
-        self._done(ConnectionTimeout(str(self._address), f"no answer within {timeout:g} s"))
+        problem = f"no answer within {timeout:g} s"
+        self._done(ConnectionTimeout(str(self._address), problem), self._address)
 
     def cancel(self) -> None:
         """Give up; `done` is not called."""
@@ -267,6 +270,10 @@ def _bind(sock: socket.socket, host: str, *, transparent: bool) -> None:
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
+
+
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
 
 
 def _dial_error(address: SocketAddress, error: OSError) -> DialError:

@@ -196,7 +196,7 @@ class TransparentClientEndpoint:
         runtime = self._runtime
         connected: defer.Deferred[IProtocol] = defer.Deferred(lambda _: dial and dial.cancel())
 
-        def done(outcome: socket.socket | DialError) -> None:
+        def done(outcome: socket.socket | DialError, _: SocketAddress) -> None:
             if isinstance(outcome, DialError):
                 connected.errback(outcome)
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from enum import Enum
+from functools import partial
 from itertools import count
 from os import urandom
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sidecar.addresses import SocketAddress
     from sidecar.interfaces import IFlowObserver
 
-__all__ = ["DestinationSource", "Flow", "FlowEnd", "ListenerKind", "Verdict", "next_flow_id"]
+__all__ = ["DestinationSource", "Flow", "FlowEnd", "ListenerKind", "Verdict"]
 
 
 class ListenerKind(Enum):
@@ -67,9 +68,7 @@ _process_prefix = urandom(4).hex()
 _serial = count(1)
 
 
-def next_flow_id() -> str:
-    """A new flow's id: 8 hex digits of this process, a hyphen, a serial number in hex."""
-    return f"{_process_prefix}-{next(_serial):x}"
+_next_serial = partial(next, _serial)
 
 
 class Flow(msgspec.Struct, gc=True, weakref=False):
@@ -83,6 +82,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         observer: Told of the end, once.
         started: Seconds since the epoch.
         started_monotonic: The same moment on the monotonic clock.
+        serial: Counts the flows of this process.
         verdict, reason, rule: What was decided, why (a stable code), and by
             which rule's text; reason is "default" where no rule was asked.
         upstream: The address dialled; None if none was.
@@ -98,7 +98,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     observer: IFlowObserver | None = None
     started: float = msgspec.field(default_factory=time.time)
     started_monotonic: float = msgspec.field(default_factory=time.monotonic)
-    id: str = msgspec.field(default_factory=next_flow_id)
+    serial: int = msgspec.field(default_factory=_next_serial)
     verdict: Verdict = Verdict.ALLOW
     reason: str = "default"
     rule: str | None = None
@@ -107,6 +107,11 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     received: int = 0
     end: FlowEnd | None = None
     seconds: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """8 hex digits of this process, a hyphen, the serial number in hex."""
+        return f"{_process_prefix}-{self.serial:x}"
 
     def finish(self, end: FlowEnd) -> None:
         """End the flow and tell its observer; a second call changes nothing.

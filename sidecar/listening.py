@@ -88,6 +88,8 @@ class FlowPort:
         self._factory.doStart()
         self._listening = True
         self._runtime.guard.add_listener(self._address)
+        if self._finder is not None:
+            self._runtime.guard.tracks_upstreams = True
         self._runtime.poller.register(self._fd, READ, self)
         self._log.info("{kind} listens on {address}", kind=self._kind.value, address=self._address)
 

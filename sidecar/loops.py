@@ -28,9 +28,14 @@ class LoopGuard:
     local address and one of our ports. The upstream connections tell of the others:
     interception rules that catch the proxy's own connections bring them back with
     their source unchanged.
+
+    Attributes:
+        tracks_upstreams: Whether upstream connections are of interest: only a
+            transparent listener can get one of them back.
     """
 
     def __init__(self) -> None:
+        self.tracks_upstreams = False
         self._listeners: list[SocketAddress] = []
         self._upstreams: dict[SocketAddress, Looped] = {}
 

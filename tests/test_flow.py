@@ -9,7 +9,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from sidecar.addresses import SocketAddress
-from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict, next_flow_id
+from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
 from sidecar.interfaces import IFlowObserver
 
 if TYPE_CHECKING:
@@ -112,17 +112,21 @@ class TestDenial:
 
 
 class TestIds:
-    def test_unique(self) -> None:
+    def test_unique(self, flow: Flow) -> None:
         """No two flows of a process share an id."""
-        ids = [next_flow_id() for _ in range(1000)]
-        assert 1000 == len(set(ids))
+        ids = {_another(flow).id for _ in range(1000)}
+        assert 1000 == len(ids)
 
-    def test_another_process(self) -> None:
+    def test_another_process(self, flow: Flow) -> None:
         """Another process has another prefix."""
         command: Sequence[str] = [
             sys.executable,
             "-c",
-            "from sidecar.flow import next_flow_id; print(next_flow_id())",
+            "from sidecar.flow import Flow; print(Flow(None, None, None, None).id)",
         ]
         other = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-        assert next_flow_id().split("-")[0] != other.split("-")[0]
+        assert flow.id.split("-")[0] != other.split("-")[0]
+
+
+def _another(flow: Flow) -> Flow:
+    return Flow(flow.listener, flow.source, flow.destination, flow.destination_from)

@@ -24,17 +24,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.defer import Deferred
-    from twisted.internet.interfaces import IAddress, IReactorPluggableNameResolver
+    from twisted.internet.interfaces import (
+        IAddress,
+        IReactorPluggableNameResolver,
+        IStreamClientEndpoint,
+    )
     from twisted.python.failure import Failure
 
     from sidecar.dialing import Dial, Source
     from sidecar.runtime import Runtime
 
-__all__ = ["Connecting"]
+    Done = Callable[[Side | DialError, SocketAddress | None], None]
+
+__all__ = ["Connecting", "reach"]
 
 
-class Connecting:
-    """One attempt to reach an upstream.
+def reach(
+    runtime: Runtime, upstream: Upstream, source: Source | None, done: Done
+) -> Dial | Connecting | None:
+    """Connect to an upstream.
 
     Args:
         runtime: Whose dialer is used.
@@ -42,7 +50,21 @@ class Connecting:
         source: Where from; None leaves it to the kernel.
         done: Called once, with the connection, which is the callee's, or what went
             wrong, and with the address dialled last if that was one; perhaps before
-            the constructor returns.
+            this returns.
+
+    Returns:
+        What can be cancelled; None if `done` was called.
+    """
+    if isinstance(upstream, SocketAddress):
+        return runtime.dialer.dial(upstream, done, source)
+    connecting = Connecting(runtime, upstream, source, done)
+    return connecting if connecting.pending else None
+
+
+class Connecting:
+    """The attempts to reach an upstream that is more than an address.
+
+    Args: as `reach`.
 
     Attributes:
         pending: Whether `done` is yet to be called.
@@ -53,9 +75,9 @@ class Connecting:
     def __init__(
         self,
         runtime: Runtime,
-        upstream: Upstream,
+        upstream: HostPort | IStreamClientEndpoint,
         source: Source | None,
-        done: Callable[[Side | DialError, SocketAddress | None], None],
+        done: Done,
     ) -> None:
         self._runtime = runtime
         self._source = source
@@ -63,9 +85,7 @@ class Connecting:
         self._left: list[SocketAddress] = []
         self._attempt: Dial | Deferred[object] | None = None
         self.pending = True
-        if isinstance(upstream, SocketAddress):
-            self._dial(upstream)
-        elif isinstance(upstream, HostPort):
+        if isinstance(upstream, HostPort):
             self._resolve(upstream)
         else:
             self._attempt = upstream.connect(_Upstream(self._endpoint_connected))
@@ -86,7 +106,7 @@ class Connecting:
     # An address
 
     def _dial(self, address: SocketAddress) -> None:
-        def done(outcome: socket.socket | DialError) -> None:
+        def done(outcome: socket.socket | DialError, address: SocketAddress) -> None:
             if isinstance(outcome, DialError) and self._left:
                 self._dial(self._left.pop(0))
             else:

@@ -13,7 +13,7 @@ from sidecar.addresses import SocketAddress
 from sidecar.errors import DialError, ProxyLoopDetected
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
 from sidecar.interfaces import ISocketFactory
-from sidecar.protocols.connecting import Connecting
+from sidecar.protocols.connecting import Connecting, reach
 from sidecar.relay import Joined, RelayProtocol, Side, start
 from sidecar.relay.poller import ERROR
 from sidecar.relay.resets import reset
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
     from twisted.python.failure import Failure
 
-    from sidecar.dialing import Source
+    from sidecar.dialing import Dial, Source
     from sidecar.relay import Totals
     from sidecar.runtime import Runtime
     from sidecar.upstreams import Upstream
@@ -138,12 +138,10 @@ class _Relaying:
         self._joined: Joined | None = None
         self._local: SocketAddress | None = None
         self._watched = False
-        self._connecting: Connecting | None = None
-        connecting = Connecting(
+        self._connecting: Dial | Connecting | None = reach(
             factory.runtime, factory.upstream_of(flow), factory.source, self._connected
         )
-        if connecting.pending:
-            self._connecting = connecting
+        if self._connecting is not None:
             self._watch()
 
     # The upstream is being dialled
@@ -221,7 +219,7 @@ class _Relaying:
             return
         self._unwatch()
         runtime = self._factory.runtime
-        if isinstance(outcome, socket.socket):
+        if runtime.guard.tracks_upstreams and isinstance(outcome, socket.socket):
             self._local = SocketAddress.from_kernel(outcome.getsockname())
             runtime.guard.add_upstream(self._local, self)
         self._joined = Joined()

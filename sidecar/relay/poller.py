@@ -93,9 +93,17 @@ class Poller:
         self._pollables[fd] = pollable
 
     def unregister(self, fd: int) -> None:
-        """Stop watching a descriptor."""
+        """Stop watching a descriptor that stays open."""
         del self._pollables[fd]
         self._epoll.unregister(fd)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching a descriptor that is about to be closed.
+
+        The kernel takes a closed descriptor out of the epoll set by itself where, as
+        here, nothing else refers to the socket (epoll(7)): a system call spared.
+        """
+        del self._pollables[fd]
 
     def pollables(self) -> list[Pollable]:
         """Everything that is watched now."""

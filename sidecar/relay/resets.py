@@ -116,7 +116,7 @@ class ResetWhenSent:
         """Reset now."""
         if self._watch is not None:
             self._watch.cancel()
-        self._poller.unregister(self._connection.fileno())
+        self._poller.forget(self._connection.fileno())
         reset(self._connection)
         self._done()
 

@@ -348,14 +348,14 @@ class _Half:
             return
         self.eof = True
         peer = self.peer
+        if peer.eof:
+            self.relay.closed()
+            return
         try:
             peer.sock.shutdown(socket.SHUT_WR)
         except OSError:
             # Gone already; the poller is about to say so.
             pass
-        if peer.eof:
-            self.relay.closed()
-            return
         self.update()
         self.relay.half_closed()
 
@@ -478,5 +478,5 @@ class _Half:
         self.forget_output()
         if not self.dead:
             self.events = 0
-            self.relay.engine.poller.unregister(self.fd)
+            self.relay.engine.poller.forget(self.fd)
         close(self.sock)
