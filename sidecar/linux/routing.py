@@ -65,7 +65,7 @@ def families() -> tuple[socket.AddressFamily, ...]:
     taken away every address.
     """
     try:
-        six = Path("/proc/self/net/if_inet6").read_text(encoding="ascii")
+        six = Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii")
     except OSError:
         six = ""
     return (socket.AF_INET, socket.AF_INET6) if six.strip() else (socket.AF_INET,)

@@ -16,7 +16,14 @@ from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.model import TPROXY_MARK, IPNetwork, Mode, PortRange, merge_ports
+from sidecar.linux.netfilter.model import (
+    TPROXY_MARK,
+    TPROXY_REVERSED_MARK,
+    IPNetwork,
+    Mode,
+    PortRange,
+    merge_ports,
+)
 
 if TYPE_CHECKING:
     from sidecar.linux.netfilter.model import RuleSet
@@ -332,8 +339,13 @@ def _redirect(rules: RuleSet) -> tuple[Chain, ...]:
         chains.append(Chain(name, Kind.NAT, hook, (*passing, admit)))
         chains.append(Chain(f"{name}_invalid", Kind.FILTER, hook, (*passing, invalid)))
     own_ports = Ports(Side.SOURCE, _single(rules.ports))
-    answers = Rule((own_ports, ConnectionInvalid()), (Drop(),), "NAT would miss it")
-    chains.append(Chain("answers_invalid", Kind.FILTER, Hook.OUTPUT, (answers,)))
+    answers = [Rule((own_ports, ConnectionInvalid()), (Drop(),), "NAT would miss it")]
+    if not rules.syn_only:
+        # Conntrack forgot the connection. The client's next packet makes NAT know it
+        # again; an answer that it can't recognize would have it reset.
+        forgotten = (own_ports, ConnectionReply(negated=True))
+        answers.append(Rule(forgotten, (Drop(),), "NAT would miss it"))
+    chains.append(Chain("answers_invalid", Kind.FILTER, Hook.OUTPUT, tuple(answers)))
     return tuple(chains)
 
 
@@ -362,12 +374,18 @@ def _tproxy_outbound(rules: RuleSet, port: int) -> list[Chain]:
             (SetMark(TPROXY_MARK), Accept()),
             "already intercepted",
         ),
+        Rule(
+            (ConnectionMark(TPROXY_REVERSED_MARK), ConnectionReply()),
+            (SetMark(TPROXY_MARK), Accept()),
+            "already intercepted",
+        ),
         _answers(),
         Rule(
-            # Also true of answers that conntrack has forgotten (a flush), and of
-            # a proxy that has no mark and runs as no excluded user.
+            # True of the proxy's answers even if it has no mark and runs as no
+            # excluded user. One that comes as far as here was not known as an
+            # answer: conntrack forgot the connection and has it reversed now.
             (LocalAddress(Side.SOURCE, negated=True),),
-            _RETURN,
+            (SetConnectionMark(TPROXY_REVERSED_MARK), Return()),
             "from a transparent socket",
         ),
         *passing,

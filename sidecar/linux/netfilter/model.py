@@ -18,6 +18,7 @@ __all__ = [
     "OWN_MARK",
     "TABLE",
     "TPROXY_MARK",
+    "TPROXY_REVERSED_MARK",
     "IPNetwork",
     "Mode",
     "PortRange",
@@ -38,6 +39,10 @@ OWN_MARK = 0x539
 
 TPROXY_MARK = 0x53A
 """Mark of packets (and connections) on their way into the TPROXY listener."""
+
+TPROXY_REVERSED_MARK = 0x53B
+"""Mark of connections that conntrack knows the wrong way round: it had forgotten them
+(a flush), and then the proxy spoke first."""
 
 _ID_MAX = 0xFFFFFFFE
 _MARK_MAX = 0xFFFFFFFF

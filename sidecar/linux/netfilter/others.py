@@ -55,7 +55,7 @@ def hiding() -> tuple[str, ...]:
 
 def _legacy_nat_rules(names: str, family: socket.AddressFamily, level: int) -> bool:
     try:
-        tables = (Path("/proc/self/net") / names).read_text(encoding="ascii").split()
+        tables = (Path("/proc/thread-self/net") / names).read_text(encoding="ascii").split()
         if "nat" not in tables:
             return False
         with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
