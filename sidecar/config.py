@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 
 from sidecar.addresses import parse_ip
 from sidecar.errors import ConfigError
+from sidecar.linux import OWN_MARK
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMMAND_LINE",
-    "DEFAULT_MARK",
     "Config",
     "Forward",
     "InboundSource",
@@ -41,10 +41,6 @@ __all__ = [
 ]
 
 COMMAND_LINE = "command line"
-
-# The fwmark of sidecar's own outgoing packets: what Istio's ambient mode uses, so
-# rule sets that know either know both.
-DEFAULT_MARK = 0x539
 
 # Bytes. A hundred thousand policy rules are some 4 MB; what is longer is no
 # configuration but a wrong path (/dev/zero, a log).
@@ -133,10 +129,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
         ]
         | None
     ) = None
-    # The kernel's bound: MAX_TCP_KEEPIDLE, net/tcp.h.
+    # Below the idle limits of common NAT devices and cloud load balancers (350 s).
+    # The bound is the kernel's: MAX_TCP_KEEPIDLE, net/tcp.h.
     keepalive: Annotated[
         int, Meta(ge=1, le=32767, description="a whole number of seconds from 1 to 32767")
     ] = 60
+    # One is fair but costs a wake-up each; a hundred starve the connections that are
+    # open already.
     accepts_per_wakeup: Annotated[
         int, Meta(ge=1, le=1024, description="a number of connections from 1 to 1024")
     ] = 16
@@ -181,7 +180,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     ) = None
     mark: Annotated[
         int, Meta(ge=0, le=2**32 - 1, description="a whole number from 0 to 0xffffffff")
-    ] = DEFAULT_MARK
+    ] = OWN_MARK
     inbound_source: Annotated[InboundSource, Meta(description="a table: [inbound_source]")] = (
         InboundSource()
     )

@@ -35,16 +35,7 @@ if TYPE_CHECKING:
 
     DialDone = Callable[[socket.socket | DialError, SocketAddress], None]
 
-__all__ = ["CONNECT_TIMEOUT", "KEEPALIVE", "MARK", "Dial", "Dialer", "Source"]
-
-# Seconds from connect() to an answer. Linux itself would try for two minutes.
-CONNECT_TIMEOUT = 10.0
-# The firewall mark of our own packets, by which interception rules know them; the
-# number that Istio's ambient mode uses for the same purpose.
-MARK = 0x539
-# Seconds of silence before the kernel asks whether the peer is still there. Below
-# the idle limits of common NAT devices and cloud load balancers (350 s).
-KEEPALIVE = 60
+__all__ = ["Dial", "Dialer", "Source"]
 
 _PENDING = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _CONNECTED = frozenset({0, errno.EISCONN})
@@ -82,7 +73,8 @@ class Dialer:
         guard: Knows which destinations lead back to us.
         mark: SO_MARK of the connections where permitted; None for no mark.
         timeout: Seconds from connect() to an answer, more than 0.
-        keepalive: Seconds of silence before keepalive probes; None for none.
+        keepalive: Seconds of silence before the kernel asks whether the peer is
+            still there.
     """
 
     _log = Logger()
@@ -93,9 +85,9 @@ class Dialer:
         poller: Poller,
         guard: LoopGuard,
         *,
-        mark: int | None = MARK,
-        timeout: float = CONNECT_TIMEOUT,
-        keepalive: int | None = KEEPALIVE,
+        mark: int | None,
+        timeout: float,
+        keepalive: int,
     ) -> None:
         self._clock = clock
         self._poller = poller
@@ -154,8 +146,7 @@ class Dialer:
         )
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._keepalive is not None:
-                keep_alive(sock, self._keepalive)
+            keep_alive(sock, self._keepalive)
             if self._mark is not None:
                 self._set_mark(sock, self._mark)
             host = None if source is None else source.of(address.family)

@@ -269,8 +269,7 @@ def _stream_socket(family: socket.AddressFamily) -> socket.socket:
 def _prepare(sock: socket.socket, runtime: Runtime) -> None:
     """Set what the accepted sockets inherit: a system call once instead of each time."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if runtime.keepalive is not None:
-        keep_alive(sock, runtime.keepalive)
+    keep_alive(sock, runtime.limits.keepalive)
     if runtime.mark is not None:
         try:
             set_mark(sock, runtime.mark)

@@ -115,7 +115,7 @@ class FlowPort:
     def ready(self, events: int) -> None:  # noqa: ARG002 - errors show in accept()
         """Accept what waits, up to the limits."""
         admission = self._runtime.admission
-        for _ in range(self._runtime.accepts):
+        for _ in range(self._runtime.limits.accepts_per_wakeup):
             if admission.full:
                 self._pause()
                 return

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar.admission import Admission
-from sidecar.dialing import CONNECT_TIMEOUT, KEEPALIVE, MARK, Dialer
-from sidecar.flow import FlowEnd
+from sidecar.config import Limits
+from sidecar.dialing import Dialer
+from sidecar.linux import OWN_MARK
 from sidecar.loops import LoopGuard
 from sidecar.relay.pipes import PipePool
 from sidecar.relay.poller import Poller
@@ -16,11 +17,10 @@ from sidecar.relay.spliced import SplicedEngine
 if TYPE_CHECKING:
     from sidecar.interfaces import IFlowObserver, IRelayReactor
 
-__all__ = ["ACCEPTS_PER_WAKEUP", "Runtime"]
+__all__ = ["Runtime"]
 
-# Accepted before other descriptors get their turn. One is fair but costs a wake-up
-# each; a hundred starve the connections that are open already.
-ACCEPTS_PER_WAKEUP = 16
+
+_DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,7 @@ class Runtime:
         engine: Joins plain TCP sockets.
         observer: Told of each flow's end; None for nobody.
         mark: SO_MARK of our own sockets where permitted; None for none.
-        keepalive: Seconds of silence before keepalive probes; None for none.
-        accepts: Connections that a listener takes per wake-up.
+        limits: What keeps everything bounded.
     """
 
     reactor: IRelayReactor
@@ -48,8 +47,7 @@ class Runtime:
     engine: SplicedEngine
     observer: IFlowObserver | None
     mark: int | None
-    keepalive: int | None
-    accepts: int
+    limits: Limits
 
     @classmethod
     def make(
@@ -57,48 +55,42 @@ class Runtime:
         reactor: IRelayReactor,
         observer: IFlowObserver | None = None,
         *,
-        mark: int | None = MARK,
-        keepalive: int | None = KEEPALIVE,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        idle_timeout: float | None = None,
-        half_close_timeout: float | None = None,
-        max_connections: int | None = None,
-        accepts: int = ACCEPTS_PER_WAKEUP,
+        mark: int | None = OWN_MARK,
+        limits: Limits = _DEFAULT_LIMITS,
     ) -> Runtime:
-        """Build everything with its defaults.
+        """Build everything.
 
         Args:
             reactor: Whose timers and descriptors are used, from now on.
             observer: Told of each flow's end.
             mark: SO_MARK, 1 to 2**32 - 1; None for none.
-            keepalive: Seconds, 1 to 32767; None for none.
-            connect_timeout: Seconds, more than 0.
-            idle_timeout: Seconds; None for no limit.
-            half_close_timeout: Seconds; None for no limit.
-            max_connections: At least 1; None for 90 % of RLIMIT_NOFILE.
-            accepts: At least 1.
+            limits: What keeps everything bounded.
         """
         poller = Poller(reactor)
         guard = LoopGuard()
         return cls(
             reactor=reactor,
             poller=poller,
-            admission=Admission(reactor, max_connections),
+            admission=Admission(reactor, limits.max_connections),
             guard=guard,
             dialer=Dialer(
-                reactor, poller, guard, mark=mark, timeout=connect_timeout, keepalive=keepalive
+                reactor,
+                poller,
+                guard,
+                mark=mark,
+                timeout=limits.connect_timeout,
+                keepalive=limits.keepalive,
             ),
             engine=SplicedEngine(
                 reactor,
                 poller,
                 PipePool(),
-                idle_timeout=idle_timeout,
-                half_close_timeout=half_close_timeout,
+                idle_timeout=limits.idle_timeout,
+                half_close_timeout=limits.half_close_timeout,
             ),
             observer=observer,
             mark=mark,
-            keepalive=keepalive,
-            accepts=accepts,
+            limits=limits,
         )
 
     def close(self) -> None:

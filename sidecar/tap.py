@@ -124,17 +124,11 @@ class SidecarService(service.Service):
 
     def _open(self) -> None:
         config = self._config
-        limits = config.limits
         self._runtime = runtime = Runtime.make(
             self._reactor,
             self._log,
             mark=config.mark or None,
-            keepalive=limits.keepalive,
-            connect_timeout=limits.connect_timeout,
-            idle_timeout=limits.idle_timeout,
-            half_close_timeout=limits.half_close_timeout,
-            max_connections=limits.max_connections,
-            accepts=limits.accepts_per_wakeup,
+            limits=config.limits,
         )
         if config.outbound is not None:
             self._listen(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from sidecar.config import (
     COMMAND_LINE,
-    DEFAULT_MARK,
     Config,
     Forward,
     InboundSource,
@@ -119,7 +118,7 @@ class TestFile:
         path.write_text("")
         config = load_file(str(path))
         assert Config() == config
-        assert DEFAULT_MARK == config.mark == 0x539
+        assert config.mark == 0x539
         assert ("127.0.0.6", "::6") == (
             str(config.inbound_source.ipv4),
             str(config.inbound_source.ipv6),

@@ -164,7 +164,7 @@ def _do(message: Message, fine: tuple[int, ...]) -> bool:
     except RequestError as error:
         if error.errno in fine:
             return False
-        if error.errno in {errno.EPERM, errno.EACCES}:
+        if error.errno == errno.EPERM:
             raise RulesPrivilegeError(
                 "policy routing needs CAP_NET_ADMIN over this network namespace: run as root, "
                 "or in a namespace of your own (unshare --user --map-root-user --net)"
@@ -173,6 +173,7 @@ def _do(message: Message, fine: tuple[int, ...]) -> bool:
             raise RulesError(
                 "intercepted packets come back over lo, which is down: ip link set lo up"
             ) from None
+        # EACCES here is IPv6 switched off on lo (disable_ipv6), not a lack of privilege.
         raise RulesError(f"the kernel refused {message.subject}: {error.strerror}") from None
     return True
 

@@ -79,16 +79,18 @@ def log(tmp_path: Path) -> Iterator[Log]:
 class TestLine:
     def test_whole(self) -> None:
         """A line has the documented keys, in order, each with its fact."""
-        flow = ended(started=1_700_000_000.25, id="00c0ffee-1f", upstream=SERVER)
+        flow = ended(started=1_700_000_000.25, serial=0x1F, upstream=SERVER)
         flow.sent, flow.received, flow.seconds = 517, 4096, 0.25
         expected = (
-            '{"v":1,"time":"2023-11-14T22:13:20.250Z","id":"00c0ffee-1f","listener":"outbound",'
+            '{"v":1,"time":"2023-11-14T22:13:20.250Z","id":"@","listener":"outbound",'
             '"source":"192.0.2.7:40000","destination":"[2001:db8::1]:443",'
             '"destination_from":"tproxy","protocol":"tcp","host":null,"host_from":null,'
             '"alpn":[],"ja4":null,"verdict":"allow","reason":"default","rule":null,'
             '"upstream":"[2001:db8::1]:443","sent":517,"received":4096,"seconds":0.25,'
             '"end":"closed"}'
         )
+        assert flow.id.endswith("-1f")
+        expected = expected.replace("@", flow.id)
         assert expected == msgspec.json.encode(Record.from_flow(flow)).decode()
 
     def test_schema_has_every_key(self) -> None:

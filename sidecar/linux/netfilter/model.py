@@ -11,6 +11,7 @@ from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from sidecar.errors import RulesError
+from sidecar.linux import OWN_MARK
 
 __all__ = [
     "INBOUND_PORT",
@@ -33,9 +34,6 @@ TABLE = "sidecar"
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
-
-OWN_MARK = 0x539
-"""SO_MARK of sidecar's own sockets: packets with it are never intercepted."""
 
 TPROXY_MARK = 0x53A
 """Mark of packets (and connections) on their way into the TPROXY listener."""
