@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer, tcp
 from twisted.internet.error import NoProtocol
-from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import (
+    IProtocolFactory,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -28,12 +32,8 @@ from sidecar.listening import FlowPort
 from sidecar.runtime import Runtime
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import (
-        IAddress,
-        IListeningPort,
-        IProtocol,
-        IProtocolFactory,
-    )
+    from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol
+    from twisted.internet.protocol import ServerFactory
 
     from sidecar.interfaces import IRelayReactor
 
@@ -89,7 +89,7 @@ class TransparentServerEndpoint:
         self._backlog = backlog
         self._runtime = runtime
 
-    def listen(self, protocolFactory: IProtocolFactory) -> defer.Deferred[IListeningPort]:  # noqa: N803
+    def listen(self, protocolFactory: IProtocolFactory) -> defer.Deferred[IListeningPort]:
         """Open the listener.
 
         Returns:
@@ -184,7 +184,7 @@ class TransparentClientEndpoint:
         self._mark = mark
         self._runtime = runtime
 
-    def connect(self, protocolFactory: IProtocolFactory) -> defer.Deferred[IProtocol]:  # noqa: N803
+    def connect(self, protocolFactory: IProtocolFactory) -> defer.Deferred[IProtocol]:
         """Connect.
 
         Returns:
@@ -194,14 +194,21 @@ class TransparentClientEndpoint:
         if self._runtime is None:
             self._runtime = Runtime.make(self._reactor, mark=self._mark)
         runtime = self._runtime
-        connected: defer.Deferred[IProtocol] = defer.Deferred(lambda _: dial and dial.cancel())
+
+        def cancel(_: defer.Deferred[IProtocol]) -> None:
+            if dial is not None:
+                dial.cancel()
+
+        connected: defer.Deferred[IProtocol] = defer.Deferred(cancel)
 
         def done(outcome: socket.socket | DialError, _: SocketAddress) -> None:
             if isinstance(outcome, DialError):
                 connected.errback(outcome)
                 return
             keeper = _Keeper(protocolFactory)
-            runtime.reactor.adoptStreamConnection(outcome.fileno(), outcome.family, keeper)
+            runtime.reactor.adoptStreamConnection(
+                outcome.fileno(), outcome.family, cast("ServerFactory", keeper)
+            )
             outcome.close()
             if keeper.protocol is None:
                 connected.errback(NoProtocol())
@@ -212,16 +219,17 @@ class TransparentClientEndpoint:
         return connected
 
 
-class _Keeper(Factory):
+@implementer(IProtocolFactory)
+class _Keeper:
     """Builds the wrapped factory's protocol and keeps it."""
-
-    noisy = False
 
     def __init__(self, wrapped: IProtocolFactory) -> None:
         self._wrapped = wrapped
         self.protocol: IProtocol | None = None
+        self.doStart = wrapped.doStart
+        self.doStop = wrapped.doStop
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:  # noqa: N802
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """The wrapped factory's protocol."""
         self.protocol = self._wrapped.buildProtocol(addr)
         return self.protocol
@@ -271,11 +279,9 @@ def _prepare(sock: socket.socket, runtime: Runtime) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     keep_alive(sock, runtime.limits.keepalive)
     if runtime.mark is not None:
-        try:
+        # Where it isn't permitted the rules know us by our uid alone; the dialer says so.
+        with suppress(PermissionError):
             set_mark(sock, runtime.mark)
-        except PermissionError:
-            # The rules then know us by our uid alone; the dialer says so once.
-            pass
 
 
 def _why_not(error: OSError) -> str:

@@ -75,9 +75,7 @@ class ConfigError(SidecarError):
         problem: What is wrong and what to write instead.
     """
 
-    def __init__(
-        self, source: str, key: str | None, value: object, problem: str
-    ) -> None:
+    def __init__(self, source: str, key: str | None, value: object, problem: str) -> None:
         super().__init__(source, key, value, problem)
         self.source = source
         self.key = key

@@ -76,7 +76,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
 
     Attributes:
         listener: Which way in it took.
-        source: The client's address.
+        source: The client's address; None where it has none (unix sockets).
         destination: Where the client wanted to go; None while unknown.
         destination_from: Who said so; None while unknown or if nobody did.
         observer: Told of the end, once.
@@ -92,7 +92,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     """
 
     listener: ListenerKind
-    source: SocketAddress
+    source: SocketAddress | None
     destination: SocketAddress | None
     destination_from: DestinationSource | None
     observer: IFlowObserver | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer, tcp
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -20,10 +20,11 @@ from sidecar.relay.poller import READ
 from sidecar.relay.resets import reset
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress, IProtocolFactory
+    from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
     from twisted.python.failure import Failure
 
     from sidecar.destinations import DestinationFinder
+    from sidecar.interfaces import IRelayReactor
     from sidecar.runtime import Runtime
 
 __all__ = ["FlowPort", "twisted_address"]
@@ -83,7 +84,7 @@ class FlowPort:
 
     # IListeningPort
 
-    def startListening(self) -> None:  # noqa: N802
+    def startListening(self) -> None:
         """Begin to accept."""
         self._factory.doStart()
         self._listening = True
@@ -93,7 +94,7 @@ class FlowPort:
         self._runtime.poller.register(self._fd, READ, self)
         self._log.info("{kind} listens on {address}", kind=self._kind.value, address=self._address)
 
-    def stopListening(self) -> defer.Deferred[None]:  # noqa: N802
+    def stopListening(self) -> defer.Deferred[None]:
         """Accept no more; what is open goes on."""
         if not self._listening:
             return defer.succeed(None)
@@ -102,11 +103,10 @@ class FlowPort:
         self._runtime.poller.unregister(self._fd)
         self._socket.close()
         self._factory.doStop()
-        if self._lender is None:
-            return defer.succeed(None)
-        return defer.maybeDeferred(self._lender.stopListening)
+        stopped = None if self._lender is None else self._lender.stopListening()
+        return stopped if isinstance(stopped, defer.Deferred) else defer.succeed(None)
 
-    def getHost(self) -> IPv4Address | IPv6Address:  # noqa: N802
+    def getHost(self) -> IPv4Address | IPv6Address:
         """The address that is listened on."""
         return twisted_address(self._address)
 
@@ -220,7 +220,7 @@ class FlowPort:
 
     # What tcp.Server asks of its port, besides
     @property
-    def _realPortNumber(self) -> int:  # noqa: N802
+    def _realPortNumber(self) -> int:
         return self._address.port
 
     def connection_lost(self) -> None:
@@ -236,27 +236,27 @@ class _InterceptedServer(tcp.Server):
     def __init__(
         self,
         connection: socket.socket,
-        protocol: object,
+        protocol: IProtocol,
         source: SocketAddress,
         port: FlowPort,
         serial: int,
-        reactor: object,
+        reactor: IRelayReactor,
     ) -> None:
         # Four fields make an IPv6Address, two an IPv4Address (tcp.Server).
         client = (
             (source.host, source.port, 0, 0) if ":" in source.host else (source.host, source.port)
         )
         self._port = port
-        super().__init__(connection, protocol, client, port, serial, reactor)
+        # Of its port it wants the number, for its own name.
+        super().__init__(connection, protocol, client, cast("tcp.Port", port), serial, reactor)
 
-    def getHost(self) -> IAddress:  # noqa: N802
+    def getHost(self) -> IAddress:
         """The original destination."""
         if self.original_destination is None:
-            host: IAddress = super().getHost()
-            return host
+            return twisted_address(SocketAddress.from_kernel(self.socket.getsockname()))
         return twisted_address(self.original_destination.address)
 
-    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
+    def connectionLost(self, reason: Failure) -> None:
         """Gone."""
         super().connectionLost(reason)
         self._port.connection_lost()

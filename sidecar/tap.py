@@ -58,13 +58,13 @@ class Options(usage.Options):
     compData = usage.Completions(optActions={"config": usage.CompleteFiles("*.toml")})
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self["forward"] = []
 
     def opt_forward(self, text: str) -> None:
-        """Relay one port to one place: "LISTEN CONNECT", two endpoint strings, like
-        "tcp:8001:interface=127.0.0.1 tcp:10.0.0.1:5432". Can be given more than once.
-        """
+        """Relay one port to one place: two endpoint strings, as in
+        "tcp:8001:interface=127.0.0.1 tcp:10.0.0.1:5432". May be repeated.
+        """  # noqa: D205 - usage.Options prints it all
         self["forward"].append(text)
 
     def to_config(self) -> Config:
@@ -110,13 +110,13 @@ class SidecarService(service.Service):
         self._ports: list[IListeningPort] = []
         self._runtime: Runtime | None = None
 
-    def privilegedStartService(self) -> None:  # noqa: N802
+    def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
 
         Raises:
             SystemExit: A listener that can't be had; one line, status 1.
         """
-        super().privilegedStartService()
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
         try:
             self._open()
         except SidecarError as error:
@@ -164,17 +164,14 @@ class SidecarService(service.Service):
         listening.addCallback(lambda port: self._ports.append(adopt_port(runtime, port, factory)))
         listening.addErrback(failures.append)
         if failures:
-            error = failures[0].value
-            if isinstance(error, SidecarError):
-                raise error
+            if isinstance(failures[0].value, SidecarError):
+                raise failures[0].value
             raise ListenError(description, failures[0].getErrorMessage())
 
-    def stopService(self) -> defer.Deferred[None]:  # noqa: N802
+    def stopService(self) -> defer.Deferred[None]:
         """Stop accepting, end every flow, write the log's last lines."""
-        super().stopService()
-        stopped: list[defer.Deferred[None]] = [
-            defer.maybeDeferred(port.stopListening) for port in self._ports
-        ]
+        super().stopService()  # type: ignore[no-untyped-call]
+        stopped = [port.stopListening() for port in self._ports]
         self._ports = []
         if self._runtime is not None:
             self._runtime.close()
@@ -182,10 +179,11 @@ class SidecarService(service.Service):
         if self._log is not None:
             stopped.append(self._log.stop())
             self._log = None
-        return defer.gatherResults(stopped).addCallback(lambda _: None)
+        waiting = [one for one in stopped if isinstance(one, defer.Deferred)]
+        return defer.gatherResults(waiting).addCallback(lambda _: None)
 
 
-def makeService(options: Options) -> service.IService:  # noqa: N802
+def makeService(options: Options) -> service.IService:
     """Make the service that ``twistd sidecar`` runs.
 
     The access log is opened here: before twistd logs its own first line, which must

@@ -92,16 +92,16 @@ class _Addresses:
         self._done = done
         self._found: list[SocketAddress] = []
 
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:  # noqa: N802, N803
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
         """Nothing yet."""
 
-    def addressResolved(self, address: object) -> None:  # noqa: N802
+    def addressResolved(self, address: object) -> None:
         """One more."""
         if isinstance(address, (IPv4Address, IPv6Address)):
             found = SocketAddress(str(parse_ip(address.host.partition("%")[0])), self._port)
             if found not in self._found:
                 self._found.append(found)
 
-    def resolutionComplete(self) -> None:  # noqa: N802
+    def resolutionComplete(self) -> None:
         """That was all."""
         self._done(self._found)

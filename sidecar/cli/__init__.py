@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="sidecar",
-        description="Intercept, judge and relay TCP connections. The proxy itself: twistd sidecar --help",
+        description="Intercept and relay TCP connections. The proxy itself: twistd sidecar --help",
     )
     parser.add_argument("--version", action="version", version=f"sidecar {sidecar.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

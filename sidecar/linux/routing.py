@@ -9,6 +9,7 @@ Equal to, for both families::
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
 from pathlib import Path
@@ -53,6 +54,10 @@ _RTN_LOCAL = 2
 _RTA_OIF, _RTA_TABLE = 4, 15
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
 _EXACT = 0xFFFFFFFF
+# netdevice(7)
+_SIOCGIFFLAGS = 0x8913
+_IFREQ = struct.Struct("=16sH22x")
+_IFF_UP = 0x1
 # family, dst_len, src_len, tos, table, two reserved or protocol and scope, type, flags
 _HEADER = struct.Struct("=BBBBBBBBI")
 _U32 = struct.Struct("=I")
@@ -93,6 +98,10 @@ def add_tproxy_routing() -> None:
         RulesPrivilegeError: No CAP_NET_ADMIN over this network namespace.
         RulesError: lo is down, or the kernel has no policy routing.
     """
+    if not _loopback_is_up():
+        raise RulesError(
+            "intercepted packets come back over lo, which is down: ip link set lo up"
+        )
     flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     in_use = families()
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -140,6 +149,13 @@ def missing_tproxy_routing() -> tuple[str, ...]:
     return tuple(missing)
 
 
+def _loopback_is_up() -> bool:
+    # The kernel takes a route through a lo that is down, but carries nothing over it.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+    return bool(_IFREQ.unpack(answer)[1] & _IFF_UP)
+
+
 def _rule(kind: int, family: socket.AddressFamily, flags: int) -> Message:
     header = _HEADER.pack(family, 0, 0, 0, 0, 0, 0, _ACTION_TO_TABLE, 0)
     body = (
@@ -168,10 +184,6 @@ def _do(message: Message, fine: tuple[int, ...]) -> bool:
             raise RulesPrivilegeError(
                 "policy routing needs CAP_NET_ADMIN over this network namespace: run as root, "
                 "or in a namespace of your own (unshare --user --map-root-user --net)"
-            ) from None
-        if error.errno == errno.ENETDOWN:
-            raise RulesError(
-                "intercepted packets come back over lo, which is down: ip link set lo up"
             ) from None
         # EACCES here is IPv6 switched off on lo (disable_ipv6), not a lack of privilege.
         raise RulesError(f"the kernel refused {message.subject}: {error.strerror}") from None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import (
         IAddress,
+        IProtocol,
         IReactorPluggableNameResolver,
         IStreamClientEndpoint,
     )
@@ -83,13 +84,14 @@ class Connecting:
         self._source = source
         self._done = done
         self._left: list[SocketAddress] = []
-        self._attempt: Dial | Deferred[object] | None = None
+        self._attempt: Dial | Deferred[IProtocol] | None = None
         self.pending = True
         if isinstance(upstream, HostPort):
             self._resolve(upstream)
         else:
-            self._attempt = upstream.connect(_Upstream(self._endpoint_connected))
-            self._attempt.addErrback(self._endpoint_failed)
+            connecting = upstream.connect(_Upstream(self._endpoint_connected))
+            self._attempt = connecting
+            connecting.addErrback(self._endpoint_failed)
 
     def cancel(self) -> None:
         """Give up; `done` is not called."""
@@ -160,6 +162,6 @@ class _Upstream(Factory):
     def __init__(self, made: Callable[[RelayProtocol], None]) -> None:
         self._made = made
 
-    def buildProtocol(self, addr: IAddress) -> RelayProtocol:  # noqa: ARG002, N802
+    def buildProtocol(self, addr: IAddress | None) -> RelayProtocol:  # noqa: ARG002
         """One side."""
         return RelayProtocol(self._made)

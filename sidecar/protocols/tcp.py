@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.protocol import Factory
@@ -55,15 +55,18 @@ class _RelayFactory(Factory):
         """Dial and relay (ISocketFactory)."""
         _Relaying(self, connection, flow)
 
-    def buildProtocol(self, addr: IAddress) -> RelayProtocol:  # noqa: ARG002, N802
+    def buildProtocol(self, addr: IAddress | None) -> RelayProtocol:  # noqa: ARG002
         """Serve any other endpoint of Twisted's: TLS, unix, wrapped and adopted ones."""
-        protocol = RelayProtocol(self._made)
-        return protocol
+        return RelayProtocol(self._made)
 
     def _made(self, protocol: RelayProtocol) -> None:
-        peer = protocol.transport.getPeer()
-        host = protocol.transport.getHost()
-        flow = Flow(self.kind, _address(peer), _address(host), None, self.runtime.observer)
+        flow = Flow(
+            self.kind,
+            _address(protocol.stream.getPeer()),
+            _address(protocol.stream.getHost()),
+            None,
+            self.runtime.observer,
+        )
         _Relaying(self, protocol, flow)
 
 
@@ -114,10 +117,8 @@ class TransparentRelayFactory(_RelayFactory):
         super().__init__(runtime, kind, source)
 
     def upstream_of(self, flow: Flow) -> Upstream:
-        """The original destination."""
-        # Listeners hand over only flows whose destination is known.
-        assert flow.destination is not None
-        return flow.destination
+        """The original destination; listeners hand over only flows that have one."""
+        return cast("SocketAddress", flow.destination)
 
 
 class _Relaying:

@@ -61,7 +61,7 @@ class BufferedRelay:
         for side in (downstream, upstream):
             peer = self._peer(side)
             if peer.lost_for is None and side.lost_for is None:
-                peer.transport.registerProducer(side.transport, True)
+                peer.stream.registerProducer(side.transport, True)
         for side in (downstream, upstream):
             early, side.early = side.early, []
             for data in early:
@@ -72,7 +72,7 @@ class BufferedRelay:
             elif side.eof:
                 self.ended(side)
             else:
-                side.transport.resumeProducing()
+                side.stream.resumeProducing()
         if idle_timeout is not None:
             self._watch_idleness(idle_timeout, -1)
 
@@ -87,7 +87,7 @@ class BufferedRelay:
             self._end = end
         for side in (self._downstream, self._upstream):
             if side.lost_for is None:
-                side.transport.abortConnection()
+                side.stream.abortConnection()
 
     # Called by the protocols
 
@@ -95,7 +95,7 @@ class BufferedRelay:
         """Bytes from one side are for the other."""
         peer = self._peer(side)
         if peer.lost_for is None:
-            peer.transport.write(data)
+            peer.stream.write(data)
             peer.written += len(data)
 
     def ended(self, side: RelayProtocol) -> None:
@@ -111,12 +111,10 @@ class BufferedRelay:
         if ISSLTransport.providedBy(peer.transport):
             self._let_go(peer)
             return
-        peer.transport.loseWriteConnection()
+        peer.stream.loseWriteConnection()
         if self._half_close_timeout is not None:
             self._timers.append(
-                self._reactor.callLater(
-                    self._half_close_timeout, self.abort, FlowEnd.IDLE_TIMEOUT
-                )
+                self._reactor.callLater(self._half_close_timeout, self.abort, FlowEnd.IDLE_TIMEOUT)
             )
 
     def lost(self, side: RelayProtocol) -> None:
@@ -125,28 +123,26 @@ class BufferedRelay:
         if peer.lost_for is not None:
             self._finish()
             return
-        reason = side.lost_for
-        assert reason is not None
-        if reason.check(error.ConnectionDone):
+        if side.lost_for is not None and side.lost_for.check(error.ConnectionDone):
             self._end = self._end or FlowEnd.CLOSED
             self._let_go(peer)
             return
         if self._end is None:
             client = side is self._downstream
             self._end = FlowEnd.CLIENT_RESET if client else FlowEnd.SERVER_RESET
-        peer.transport.unregisterProducer()
+        peer.stream.unregisterProducer()
         # A pull producer is asked for more when, and only when, all before is written.
-        peer.transport.registerProducer(_WhenWritten(peer, self._written), False)
+        peer.stream.registerProducer(_WhenWritten(peer, self._written), False)
 
     def _written(self, side: RelayProtocol) -> None:
         self._sending = SendQueueWatch(
-            self._reactor, side.transport.fileno(), side.transport.abortConnection
+            self._reactor, side.stream.fileno(), side.stream.abortConnection
         )
 
     def _let_go(self, side: RelayProtocol) -> None:
         """Close once everything is written."""
-        side.transport.unregisterProducer()
-        side.transport.loseConnection()
+        side.stream.unregisterProducer()
+        side.stream.loseConnection()
 
     def _peer(self, side: RelayProtocol) -> RelayProtocol:
         return self._upstream if side is self._downstream else self._downstream
@@ -156,9 +152,7 @@ class BufferedRelay:
         if moved == moved_before:
             self.abort(FlowEnd.IDLE_TIMEOUT)
             return
-        self._timers.append(
-            self._reactor.callLater(timeout, self._watch_idleness, timeout, moved)
-        )
+        self._timers.append(self._reactor.callLater(timeout, self._watch_idleness, timeout, moved))
 
     def _finish(self) -> None:
         if self._sending is not None:
@@ -178,13 +172,13 @@ class _WhenWritten:
         self._written = written
         self._called = False
 
-    def resumeProducing(self) -> None:  # noqa: N802
+    def resumeProducing(self) -> None:
         """Everything before us is written."""
         if not self._called:
             self._called = True
-            self._side.transport.unregisterProducer()
+            self._side.stream.unregisterProducer()
             self._written(self._side)
 
-    def stopProducing(self) -> None:  # noqa: N802
+    def stopProducing(self) -> None:
         """The transport is gone."""
         self._called = True

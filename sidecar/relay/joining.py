@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
@@ -136,7 +137,7 @@ def _detach_both(
 
     for side in (downstream, upstream):
         if isinstance(side, RelayProtocol):
-            side.detach(lambda connection, side=side: have(side, connection))
+            side.detach(partial(have, side))
         else:
             have(side, side)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorFDSet
     from twisted.python.failure import Failure
 
-__all__ = ["ERROR", "READ", "WRITE", "Poller", "Pollable"]
+__all__ = ["ERROR", "READ", "WRITE", "Pollable", "Poller"]
 
 READ: int = select.EPOLLIN
 WRITE: int = select.EPOLLOUT
@@ -117,7 +117,7 @@ class Poller:
         self._pollables.clear()
         self._epoll.close()
 
-    def doRead(self) -> None:  # noqa: N802 - IReadDescriptor
+    def doRead(self) -> None:
         """Take what is ready and tell the owners."""
         pollables = self._pollables
         for fd, events in self._epoll.poll(0, _EVENTS_PER_WAKEUP):
@@ -134,9 +134,9 @@ class Poller:
         """The epoll descriptor, -1 once closed."""
         return -1 if self._epoll.closed else self._epoll.fileno()
 
-    def logPrefix(self) -> str:  # noqa: N802 - ILoggingContext
+    def logPrefix(self) -> str:
         """What the reactor's log context calls us."""
         return "sidecar"
 
-    def connectionLost(self, reason: Failure) -> None:  # noqa: N802 - IReadDescriptor
+    def connectionLost(self, reason: Failure) -> None:
         """The reactor lets go of us; it is stopping."""

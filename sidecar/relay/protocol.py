@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Protocol as Typed
+from typing import TYPE_CHECKING, cast
+from typing import Protocol as Typed
 
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
+    IProtocolFactory,
     ISSLTransport,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from zope.interface import implementer
 
 from sidecar.linux.sockopt import reset_on_close
@@ -20,11 +22,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IAddress
+    from twisted.internet.protocol import ServerFactory
     from twisted.python.failure import Failure
 
     from sidecar.interfaces import IRelayReactor
 
 __all__ = ["RelayProtocol", "adopt"]
+
+
+class Stream(Typed):
+    """What a relay asks of a transport: Twisted's stream transports have all of it."""
+
+    def getHandle(self) -> object: ...
+    def getHost(self) -> IAddress: ...
+    def getPeer(self) -> IAddress: ...
+    def fileno(self) -> int: ...
+    def write(self, data: bytes, /) -> None: ...
+    def loseConnection(self) -> None: ...
+    def loseWriteConnection(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def registerProducer(self, producer: object, streaming: bool, /) -> None: ...
+    def unregisterProducer(self) -> None: ...
 
 
 class Owner(Typed):
@@ -64,6 +84,11 @@ class RelayProtocol(Protocol):
         self.lost_for: Failure | None = None
         self.written = 0
 
+    @property
+    def stream(self) -> Stream:
+        """The transport, as what it is once connected."""
+        return cast("Stream", self.transport)
+
     # Before it is joined
 
     def on_loss(self, lost: Callable[[Failure], None] | None) -> None:
@@ -73,7 +98,7 @@ class RelayProtocol(Protocol):
     def abort(self) -> None:
         """Reset the connection, joined or not."""
         if self.lost_for is None:
-            self.transport.abortConnection()
+            self.stream.abortConnection()
 
     @property
     def detachable(self) -> bool:
@@ -81,7 +106,7 @@ class RelayProtocol(Protocol):
         return (
             ITCPTransport.providedBy(self.transport)
             and not ISSLTransport.providedBy(self.transport)
-            and isinstance(self.transport.getHandle(), socket.socket)
+            and isinstance(self.stream.getHandle(), socket.socket)
         )
 
     def detach(self, detached: Callable[[socket.socket], None]) -> None:
@@ -92,10 +117,10 @@ class RelayProtocol(Protocol):
                 what had arrived is in `early`.
         """
         self._detached = detached
-        self._handle = socket.socket(fileno=os.dup(self.transport.fileno()))
+        self._handle = socket.socket(fileno=os.dup(self.stream.fileno()))
         # The one way in Twisted's interface to make a transport let go without a
         # shutdown(): our duplicate keeps the connection open, so no RST is sent.
-        self.transport.abortConnection()
+        self.stream.abortConnection()
 
     def join(self, relay: Owner) -> None:
         """Belong to a relay from here on."""
@@ -105,7 +130,7 @@ class RelayProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Connected: read nothing until somebody can take it."""
-        self.transport.pauseProducing()
+        self.stream.pauseProducing()
         self._made(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -138,10 +163,9 @@ class RelayProtocol(Protocol):
             self._lost(reason)
 
 
-class _One(Factory):
+@implementer(IProtocolFactory)
+class _One:
     """Builds the one protocol that it was made with."""
-
-    noisy = False
 
     def __init__(self, protocol: RelayProtocol) -> None:
         self._protocol = protocol
@@ -150,10 +174,14 @@ class _One(Factory):
         """The protocol."""
         return self._protocol
 
+    def doStart(self) -> None:
+        """Nothing to prepare."""
 
-def adopt(
-    reactor: IRelayReactor, connection: socket.socket, protocol: RelayProtocol
-) -> None:
+    def doStop(self) -> None:
+        """Nothing to clean up."""
+
+
+def adopt(reactor: IRelayReactor, connection: socket.socket, protocol: RelayProtocol) -> None:
     """Give a connected socket a Twisted transport.
 
     Args:
@@ -162,5 +190,6 @@ def adopt(
             descriptor.
         protocol: Its protocol; `connectionMade` is called before this returns.
     """
-    reactor.adoptStreamConnection(connection.fileno(), connection.family, _One(protocol))
+    factory = cast("ServerFactory", _One(protocol))
+    reactor.adoptStreamConnection(connection.fileno(), connection.family, factory)
     connection.close()

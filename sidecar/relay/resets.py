@@ -7,6 +7,7 @@ before the other side's reset.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.linux.sockopt import reset_on_close, unacknowledged
@@ -34,11 +35,9 @@ _GIVE_UP = 5.0
 
 def reset(connection: socket.socket) -> None:
     """Close a connection with RST at once; unsent bytes are lost."""
-    try:
+    # The kernel refuses options on a connection that is already gone.
+    with suppress(OSError):
         reset_on_close(connection)
-    except OSError:
-        # The kernel refuses options on a connection that is already gone.
-        pass
     connection.close()
 
 

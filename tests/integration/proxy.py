@@ -152,7 +152,7 @@ class Program:
             self._process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -177,17 +177,20 @@ class Program:
             self._open_streams -= 1
             self._changed.notify_all()
 
-    def wait_until(self, condition: Callable[[], bool], *, ends: bool = False) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], *, ends: bool = False, deadline: float = DEADLINE
+    ) -> None:
         """Wait until a condition holds, looking again whenever the program prints.
 
         Args:
             condition: Asked often; must be cheap.
             ends: True if the program may end meanwhile.
+            deadline: Seconds until this counts as never happening.
 
         Raises:
             AssertionError: The deadline passed or the program ended; says what it printed.
         """
-        end = time.monotonic() + DEADLINE
+        end = time.monotonic() + deadline
         with self._changed:
             while not condition():
                 gone = not self._open_streams and self._process.poll() is not None
@@ -197,16 +200,17 @@ class Program:
                     raise AssertionError(f"never happened (exit status {status}):\n{printed}")
                 self._changed.wait(_POLL)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
+    def end_input(self) -> None:
+        """Let it see the end of its standard input, which is silent until then."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def wait(self) -> int:
         """Wait for its end; return the exit status, negative for a signal."""
         status = self._process.wait(DEADLINE)
         for reader in self._readers:
             reader.join(DEADLINE)
-        for stream in (self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
         return status
