@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import socket
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorCore, IReactorFDSet, IReactorSocket, IReactorTime
 from zope.interface import Attribute, Interface
 
-from sidecar.flow import Flow
+if TYPE_CHECKING:
+    import socket
+
+    from sidecar.flow import Flow
 
 __all__ = ["IFlowObserver", "IRelayReactor", "ISocketFactory"]
 

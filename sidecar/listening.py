@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer, tcp
@@ -20,6 +19,8 @@ from sidecar.relay.poller import READ
 from sidecar.relay.resets import reset
 
 if TYPE_CHECKING:
+    import socket
+
     from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
     from twisted.python.failure import Failure
 

@@ -132,6 +132,7 @@ class SidecarService(service.Service):
         )
         if config.outbound is not None:
             self._listen(
+                runtime,
                 "outbound",
                 config.outbound,
                 TransparentRelayFactory(runtime, kind=ListenerKind.OUTBOUND),
@@ -140,6 +141,7 @@ class SidecarService(service.Service):
             chosen = config.inbound_source
             source = Source(str(chosen.ipv4), str(chosen.ipv6)) if chosen.enabled else None
             self._listen(
+                runtime,
                 "inbound",
                 config.inbound,
                 TransparentRelayFactory(runtime, kind=ListenerKind.INBOUND, source=source),
@@ -150,11 +152,13 @@ class SidecarService(service.Service):
                 upstream = parse_upstream(self._reactor, forward.connect)
             except (ValueError, TypeError) as error:
                 raise ConfigError("", f"{key}.connect", forward.connect, str(error)) from None
-            self._listen(f"{key}.listen", forward.listen, StaticRelayFactory(runtime, upstream))
+            self._listen(
+                runtime, f"{key}.listen", forward.listen, StaticRelayFactory(runtime, upstream)
+            )
 
-    def _listen(self, key: str, description: str, factory: IProtocolFactory) -> None:
-        runtime = self._runtime
-        assert runtime is not None
+    def _listen(
+        self, runtime: Runtime, key: str, description: str, factory: IProtocolFactory
+    ) -> None:
         try:
             endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
         except (ValueError, TypeError, KeyError) as error:
