@@ -10,7 +10,7 @@ from twisted.internet import defer
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from sidecar.config import Config, load
+from sidecar.config import COMMAND_LINE, Config, load
 from sidecar.dialing import Source
 from sidecar.endpoints import adopt_port
 from sidecar.errors import ConfigError, ListenError, SidecarError
@@ -22,6 +22,8 @@ from sidecar.runtime import Runtime
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
     from twisted.python.failure import Failure
 
@@ -82,12 +84,45 @@ class Options(usage.Options):
         )
         if not (config.outbound or config.inbound or config.forward):
             raise ConfigError(
-                self["config"] or "command line",
+                self["config"] or COMMAND_LINE,
                 None,
                 None,
                 "nothing to listen on; give --outbound, --inbound or --forward",
             )
         return config
+
+    def check_endpoints(self, reactor: object, config: Config) -> None:
+        """Parse every endpoint string, while it is known where it came from.
+
+        Raises:
+            ConfigError: One that doesn't parse.
+        """
+        for key in ("outbound", "inbound"):
+            description = getattr(config, key)
+            if description is not None:
+                place = self._place(f"--{key}" if self[key] is not None else None, key)
+                _check(serverFromString, reactor, *place, description)
+        from_file = len(config.forward) - len(self["forward"])
+        for index, forward in enumerate(config.forward):
+            flag = "--forward" if index >= from_file else None
+            place = self._place(flag, f"forward[{index}].listen")
+            _check(serverFromString, reactor, *place, forward.listen)
+            place = self._place(flag, f"forward[{index}].connect")
+            _check(parse_upstream, reactor, *place, forward.connect)
+
+    def _place(self, flag: str | None, key: str) -> tuple[str, str]:
+        """Whence a value came: the command line and its flag, or the file and its key."""
+        return (self["config"], key) if flag is None else (COMMAND_LINE, flag)
+
+
+def _check(
+    parse: Callable[[object, str], object], reactor: object, source: str, key: str, text: str
+) -> None:
+    try:
+        parse(reactor, text)
+    except (ValueError, TypeError, KeyError, IndexError, LookupError, OSError) as error:
+        problem = str(error) or "not an endpoint string"
+        raise ConfigError(source, key, text, problem) from None
 
 
 class SidecarService(service.Service):
@@ -133,7 +168,6 @@ class SidecarService(service.Service):
         if config.outbound is not None:
             self._listen(
                 runtime,
-                "outbound",
                 config.outbound,
                 TransparentRelayFactory(runtime, kind=ListenerKind.OUTBOUND),
             )
@@ -142,27 +176,15 @@ class SidecarService(service.Service):
             source = Source(str(chosen.ipv4), str(chosen.ipv6)) if chosen.enabled else None
             self._listen(
                 runtime,
-                "inbound",
                 config.inbound,
                 TransparentRelayFactory(runtime, kind=ListenerKind.INBOUND, source=source),
             )
-        for index, forward in enumerate(config.forward):
-            key = f"forward[{index}]"
-            try:
-                upstream = parse_upstream(self._reactor, forward.connect)
-            except (ValueError, TypeError) as error:
-                raise ConfigError("", f"{key}.connect", forward.connect, str(error)) from None
-            self._listen(
-                runtime, f"{key}.listen", forward.listen, StaticRelayFactory(runtime, upstream)
-            )
+        for forward in config.forward:
+            upstream = parse_upstream(self._reactor, forward.connect)
+            self._listen(runtime, forward.listen, StaticRelayFactory(runtime, upstream))
 
-    def _listen(
-        self, runtime: Runtime, key: str, description: str, factory: IProtocolFactory
-    ) -> None:
-        try:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError("", key, description, str(error)) from None
+    def _listen(self, runtime: Runtime, description: str, factory: IProtocolFactory) -> None:
+        endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
         failures: list[Failure] = []
         listening = endpoint.listen(factory)
         listening.addCallback(lambda port: self._ports.append(adopt_port(runtime, port, factory)))
@@ -200,20 +222,24 @@ def makeService(options: Options) -> service.IService:
 
     try:
         config = options.to_config()
-        log = _open_log(config, cast("IRelayReactor", reactor))
+        options.check_endpoints(reactor, config)
+        log = _open_log(options, config, cast("IRelayReactor", reactor))
     except SidecarError as error:
         fail(error)
     return SidecarService(cast("IRelayReactor", reactor), config, log)
 
 
-def _open_log(config: Config, reactor: IRelayReactor) -> AccessLog | None:
+def _open_log(options: Options, config: Config, reactor: IRelayReactor) -> AccessLog | None:
     if config.access_log is None:
         return None
     try:
         descriptor = open_log(config.access_log)
     except OSError as error:
         raise ConfigError(
-            "", "access_log", config.access_log, f"can't be opened: {error.strerror}"
+            COMMAND_LINE if options["access-log"] else options["config"],
+            "access_log",
+            config.access_log,
+            f"can't be opened: {error.strerror}",
         ) from None
     return AccessLog(descriptor, reactor, backlog=config.limits.access_log_backlog)
 
