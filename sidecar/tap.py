@@ -235,12 +235,10 @@ def _open_log(options: Options, config: Config, reactor: IRelayReactor) -> Acces
     try:
         descriptor = open_log(config.access_log)
     except OSError as error:
-        raise ConfigError(
-            COMMAND_LINE if options["access-log"] else options["config"],
-            "access_log",
-            config.access_log,
-            f"can't be opened: {error.strerror}",
-        ) from None
+        flag = options["access-log"] is not None
+        source, key = (COMMAND_LINE, "--access-log") if flag else (options["config"], "access_log")
+        problem = f"can't be opened: {error.strerror}"
+        raise ConfigError(source, key, config.access_log, problem) from None
     return AccessLog(descriptor, reactor, backlog=config.limits.access_log_backlog)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADMITS",
+    "OWNER_COMMENTS",
     "Accept",
     "Chain",
     "ConnectionInvalid",
@@ -65,6 +66,9 @@ __all__ = [
 ADMITS = "intercept"
 """The comment on rules that take new connections. Removing them, and only them,
 drains: what was taken before is still carried to its end."""
+
+OWNER_COMMENTS = ("excluded user", "excluded group")
+"""The comments on rules that let users' and groups' connections pass."""
 
 
 class Kind(Enum):
@@ -476,10 +480,10 @@ def _local_filter(rules: RuleSet) -> tuple[Rule, ...]:
     passing = [_not_tcp(), Rule((Mark(rules.exclude_mark),), _RETURN, "sidecar's own")]
     if rules.exclude_uids:
         owner = Owner(OwnerKind.USER, rules.exclude_uids)
-        passing.append(Rule((owner,), _RETURN, "excluded user"))
+        passing.append(Rule((owner,), _RETURN, OWNER_COMMENTS[0]))
     if rules.exclude_gids:
         owner = Owner(OwnerKind.GROUP, rules.exclude_gids)
-        passing.append(Rule((owner,), _RETURN, "excluded group"))
+        passing.append(Rule((owner,), _RETURN, OWNER_COMMENTS[1]))
     for networks in (_LOOPBACK_4, _LOOPBACK_6):
         passing.append(Rule((Destination(networks),), _RETURN, "loopback"))
     return (*passing, *_destination_filter(rules))

@@ -32,6 +32,7 @@ from sidecar.linux.netfilter.netlink import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sidecar.addresses import IPAddress
     from sidecar.linux.netfilter.model import PortRange
 
 __all__ = ["free_port", "is_answered"]
@@ -93,12 +94,14 @@ def free_port(excluded: tuple[PortRange, ...]) -> int:
     raise OSError(errno.EADDRNOTAVAIL, "no port is free")
 
 
-def is_answered(version: int, port: int) -> bool:
+def is_answered(version: int, port: int, destination: IPAddress | None = None) -> bool:
     """Whether a SYN from outside for this port, at which nobody listens, is accepted.
 
     Args:
         version: 4 or 6.
         port: The port.
+        destination: Another host's address, to look as if this host were to route
+            the connection; None for an address of this host.
 
     Raises:
         OSError: The interfaces can't be made: EPERM without CAP_NET_ADMIN and
@@ -106,17 +109,18 @@ def is_answered(version: int, port: int) -> bool:
             addresses are in use.
     """
     addresses = _ADDRESSES[version]
+    target = addresses.here if destination is None else destination.packed
     with _interfaces(addresses) as far_end:
-        return _try(addresses, far_end, port)
+        return _try(addresses, far_end, target, port)
 
 
-def _try(addresses: _Addresses, interface: str, port: int) -> bool:
+def _try(addresses: _Addresses, interface: str, target: bytes, port: int) -> bool:
     everything = 0x0003  # linux/if_ether.h: ETH_P_ALL
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(everything)) as wire:
         wire.bind((interface, everything))
         # Another each time: conntrack remembers the last one for a while.
         ports = (32768 + secrets.randbelow(28000), port)
-        wire.send(_frame(addresses, ports, _SYN, _SEQUENCE))
+        wire.send(_frame(addresses, target, ports, _SYN, _SEQUENCE))
         deadline = time.monotonic() + _ANSWER_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             if not select.select([wire], [], [], left)[0]:
@@ -125,7 +129,7 @@ def _try(addresses: _Addresses, interface: str, port: int) -> bool:
             if flags is None:
                 continue
             if flags & _SYN_ACK == _SYN_ACK:
-                wire.send(_frame(addresses, ports, _RST, _SEQUENCE + 1))
+                wire.send(_frame(addresses, target, ports, _RST, _SEQUENCE + 1))
                 return True
             if flags & _RST:
                 break
@@ -145,8 +149,10 @@ def _flags(addresses: _Addresses, frame: bytes, ports: tuple[int, int]) -> int |
     return fields[5] if fields[:2] == ports[::-1] else None
 
 
-def _frame(addresses: _Addresses, ports: tuple[int, int], flags: int, sequence: int) -> bytes:
-    ends = addresses.there + addresses.here
+def _frame(
+    addresses: _Addresses, target: bytes, ports: tuple[int, int], flags: int, sequence: int
+) -> bytes:
+    ends = addresses.there + target
     pseudo = ends + struct.pack(">II", _TCP.size, socket.IPPROTO_TCP)
     bare = _TCP.pack(*ports, sequence, 0, _TCP.size << 2, flags, 65535, 0, 0)
     tcp = bare[:16] + struct.pack(">H", _checksum(pseudo + bare)) + bare[18:]

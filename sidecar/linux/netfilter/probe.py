@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import SocketAddress
-from sidecar.errors import RulesError
 from sidecar.linux import routing
 from sidecar.linux.netfilter import alive, inbound, others, table
 from sidecar.linux.netfilter.model import Mode
@@ -90,21 +89,15 @@ def check(expected: RuleSet | None, destinations: tuple[SocketAddress, ...] = ()
     if not applied.admits:
         return report
     if applied.outbound_port is not None:
-        user = os.geteuid()
-        if expected is not None and (
-            user in expected.exclude_uids or os.getegid() in expected.exclude_gids
-        ):
-            report.bad(
-                f"outbound: user {user} is excluded, so nothing can be shown; run the check "
-                "as a user whose connections are intercepted"
-            )
-        else:
-            tried = destinations or _destinations(expected)
-            outcomes = [_outbound(report, applied, each) for each in tried]
-            if not any(outcomes) and report.effective:
-                report.bad("outbound: no address family has a route, so nothing can be shown")
+        _outbound(report, applied, destinations or _destinations(expected))
+        if applied.forwarded:
+            for to in destinations or _destinations(expected):
+                _from_outside(report, applied, applied.outbound_port, to.port, to)
     if applied.inbound_port is not None:
-        _inbound(report, applied, expected)
+        excluded = expected.exclude_inbound_ports if expected is not None else ()
+        for version in (4, 6) if socket.AF_INET6 in routing.families() else (4,):
+            port = inbound.free_port(excluded)
+            _from_outside(report, applied, applied.inbound_port, port, version)
     return report
 
 
@@ -144,7 +137,22 @@ def _destinations(expected: RuleSet | None) -> tuple[SocketAddress, ...]:
     return tuple(chosen)
 
 
-def _outbound(report: Report, applied: AppliedTable, to: SocketAddress) -> bool:
+def _outbound(
+    report: Report, applied: AppliedTable, destinations: tuple[SocketAddress, ...]
+) -> None:
+    user, group = os.geteuid(), os.getegid()
+    if applied.excludes(user, group):
+        report.bad(
+            f"outbound: user {user} (group {group}) is excluded, so nothing can be shown; run "
+            "the check as a user whose connections are intercepted"
+        )
+        return
+    outcomes = [_connect(report, applied, each) for each in destinations]
+    if not any(outcomes):
+        report.bad("outbound: no address family has a route, so nothing can be shown")
+
+
+def _connect(report: Report, applied: AppliedTable, to: SocketAddress) -> bool:
     """Connect once; False where the family can't be tried for want of a route."""
     version = to.ip.version
     name = f"outbound {_NAMES[version]}"
@@ -232,39 +240,31 @@ def _stand_in(port: int, version: int, *, transparent: bool) -> Iterator[None]:
         yield
 
 
-def _inbound(report: Report, applied: AppliedTable, expected: RuleSet | None) -> None:
-    port = applied.inbound_port
-    if port is None:
-        return
+def _from_outside(
+    report: Report, applied: AppliedTable, proxy: int, port: int, to: SocketAddress | int
+) -> None:
+    """Make a connection arrive, for an IP version of this host's or for another host."""
+    version = to if isinstance(to, int) else to.ip.version
+    name = f"{'inbound' if isinstance(to, int) else 'forwarded'} {_NAMES[version]}"
     transparent = applied.mode is Mode.TPROXY
-    excluded = expected.exclude_inbound_ports if expected is not None else ()
-    for family in routing.families():
-        version = 4 if family == socket.AF_INET else 6
-        name = f"inbound {_NAMES[version]}"
-        running = alive.listens(port, version=version, transparent=transparent)
-        with contextlib.ExitStack() as stack:
+    running = alive.listens(proxy, version=version, transparent=transparent)
+    with contextlib.ExitStack() as stack:
+        try:
             if not running:
-                try:
-                    stack.enter_context(_stand_in(port, version, transparent=transparent))
-                except OSError as error:
-                    report.bad(
-                        f"{name}: no listener on port {port} (start the proxy), and none could "
-                        f"be opened for the trial: {error.strerror}"
-                    )
-                    continue
-            try:
-                answered = inbound.is_answered(version, inbound.free_port(excluded))
-            except (OSError, RulesError) as error:
-                report.note(f"{name}: not tried, packets from outside can't be made here: {error}")
-                if not running:
-                    report.bad(f"{name}: no proxy listens on port {port}")
-                continue
-        if not answered:
-            report.bad(f"{name}: a connection from outside was not intercepted by the rules")
-        elif running:
-            report.good(f"{name}: a connection from outside was accepted by port {port}")
-        else:
-            report.bad(
-                f"{name}: the rules work (a connection from outside came to port {port}), "
-                "but no proxy listens there"
-            )
+                stack.enter_context(_stand_in(proxy, version, transparent=transparent))
+            destination = None if isinstance(to, int) else to.ip
+            answered = inbound.is_answered(version, port, destination)
+        except OSError as error:
+            report.note(f"{name}: not tried, for it needs root: {error.strerror}")
+            if not running:
+                report.bad(f"{name}: no proxy listens on port {proxy}")
+            return
+    if not answered:
+        report.bad(f"{name}: a connection from outside was not intercepted by the rules")
+    elif running:
+        report.good(f"{name}: a connection from outside was accepted by the proxy on port {proxy}")
+    else:
+        report.bad(
+            f"{name}: the rules work (a connection from outside came to port {proxy}), "
+            "but no proxy listens there"
+        )

@@ -19,7 +19,7 @@ from sidecar.linux.netfilter.attributes import (
     parse_list,
     text,
 )
-from sidecar.linux.netfilter.chains import ADMITS, Chain, Hook, Kind, chains_of
+from sidecar.linux.netfilter.chains import ADMITS, OWNER_COMMENTS, Chain, Hook, Kind, chains_of
 from sidecar.linux.netfilter.expressions import Lookup, encode_rule
 from sidecar.linux.netfilter.intervals import Interval, KeyType, intervals_of, key_type_of
 from sidecar.linux.netfilter.model import TABLE, Mode
@@ -91,6 +91,16 @@ class AppliedTable:
     def ports(self) -> tuple[int, ...]:
         """The proxy's ports."""
         return tuple(p for p in (self.outbound_port, self.inbound_port) if p is not None)
+
+    def excludes(self, uid: int, gid: int) -> bool:
+        """Whether this user's or this group's outbound connections pass."""
+        for _, comment, expressions in self.fingerprint:
+            if comment in OWNER_COMMENTS:
+                value = _U32.pack(uid if comment == OWNER_COMMENTS[0] else gid)
+                sought = (3, attribute(1, value)), (0, value + b"\0")
+                if any(each in given for _, given in expressions for each in sought):
+                    return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
