@@ -34,6 +34,7 @@ __all__ = [
     "echo",
     "http_page",
     "received",
+    "some",
 ]
 
 PAGE = "a page from an address that no listener names\n"
@@ -162,6 +163,11 @@ def bulk_digest() -> str:
     for block in bulk():
         digest.update(block)
     return digest.hexdigest()
+
+
+def some(size: int) -> bytes:
+    """Make up to 1 MiB of the same bytes that `bulk` begins with."""
+    return _noise()[:size]
 
 
 def digest_of(connection: socket.socket) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import select
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,6 +178,7 @@ def test_at_the_descriptor_limit(pair: Pair, outside: Path, port: int) -> None:
         applied(near, "--mode", "redirect", "--inbound-port", "none", "--exclude-uid", "1337"),
         ExitStack() as stack,
     ):
+        started = time.monotonic()
         descriptors = sidecar.descriptors()
         waiting = []
         for _ in range(_FEW_DESCRIPTORS):
@@ -200,7 +202,8 @@ def test_at_the_descriptor_limit(pair: Pair, outside: Path, port: int) -> None:
         for connection in served:
             connection.close()
         eventually(descriptors, sidecar.descriptors)
-        assert 1 <= len(_pauses(sidecar)) <= 2 * rounds
+        # One a second at most.
+        assert 1 <= len(_pauses(sidecar)) <= 1 + time.monotonic() - started
         lines = sidecar.wait_for_lines(_FEW_DESCRIPTORS, destination=server)
         assert {"closed"} == {line["end"] for line in lines}
 
@@ -224,9 +227,10 @@ def test_descriptors_taken_away(pair: Pair, outside: Path, port: int) -> None:
         assert clients.exchange(early, b"early") == b"early"
         soft, hard = resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, (sidecar.descriptors(), hard))
+        started = time.monotonic()
         with near.connect(server) as late:
             sidecar.wait_until(lambda: bool(_pauses(sidecar)))
             assert clients.exchange(early, b"still") == b"still"
             resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, (soft, hard))
             assert clients.exchange(late, b"late") == b"late"
-        assert 1 <= len(_pauses(sidecar)) <= DEADLINE
+        assert 1 <= len(_pauses(sidecar)) <= 1 + time.monotonic() - started
