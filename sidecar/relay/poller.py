@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorFDSet
     from twisted.python.failure import Failure
 
-__all__ = ["ERROR", "READ", "WRITE", "Pollable", "Poller"]
+__all__ = ["ERROR", "HANGUP", "READ", "WRITE", "Pollable", "Poller"]
 
 READ: int = select.EPOLLIN
 WRITE: int = select.EPOLLOUT
-# Reported whether asked for or not (epoll_ctl(2)).
-ERROR: int = select.EPOLLERR | select.EPOLLHUP
+# Both are reported whether asked for or not, and without end (epoll_ctl(2)).
+# HANGUP means FIN both ways or a reset; only ERROR tells which.
+ERROR: int = select.EPOLLERR
+HANGUP: int = select.EPOLLHUP
 
 # Events taken at a time: enough that a busy proxy rarely comes back for more,
 # few enough that the reactor's timers and other descriptors get their turn.
@@ -44,7 +46,7 @@ class Pollable(Protocol):
         reused, and an event may have been meant for their previous owner.
 
         Args:
-            events: READ, WRITE and ERROR bits.
+            events: READ, WRITE, ERROR and HANGUP bits.
         """
 
     def failed(self) -> None:

@@ -87,7 +87,7 @@ class ResetWhenSent:
         done: Called once, when the connection is closed.
     """
 
-    __slots__ = ("_connection", "_done", "_poller", "_watch")
+    __slots__ = ("_connection", "_done", "_poller", "_watch", "_watched")
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class ResetWhenSent:
         self._connection = connection
         self._done = done
         self._watch: SendQueueWatch | None = None
+        self._watched = True
         fd = connection.fileno()
         poller.transfer(fd, 0, self)
         watch = SendQueueWatch(clock, fd, self.failed)
@@ -107,15 +108,20 @@ class ResetWhenSent:
             self._watch = watch
 
     def ready(self, events: int) -> None:
-        """The peer reset the connection itself: nothing is left to wait for."""
+        """The connection is over; after a reset nothing is left to wait for."""
         if events & ERROR:
             self.failed()
+        elif self._watched:
+            # FIN both ways is reported without end, and says nothing of our bytes.
+            self._watched = False
+            self._poller.unregister(self._connection.fileno())
 
     def failed(self) -> None:
         """Reset now."""
         if self._watch is not None:
             self._watch.cancel()
-        self._poller.forget(self._connection.fileno())
+        if self._watched:
+            self._poller.forget(self._connection.fileno())
         reset(self._connection)
         self._done()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.flow import FlowEnd
 from sidecar.relay.pipes import PIPE_SIZE, Pipe, PipePool
-from sidecar.relay.poller import ERROR, READ, WRITE, Poller
+from sidecar.relay.poller import ERROR, HANGUP, READ, WRITE, Poller
 from sidecar.relay.resets import ResetWhenSent, reset
 from sidecar.relay.totals import Totals
 
@@ -147,8 +147,9 @@ class SplicedRelay:
         self.end = FlowEnd.CLIENT_RESET if first is self.downstream else FlowEnd.SERVER_RESET
         self._disarm()
         half.release(reset)
-        if peer.dead:
-            peer.release(reset)
+        if not peer.watched:
+            # Reset itself, or done both ways: then what is unsent is still sent.
+            peer.release(reset if peer.dead else socket.socket.close)
             self._done(self.totals)
             return
         peer.forget_output()
@@ -192,6 +193,7 @@ class _Half:
             peer isn't read, which is all there is to back-pressure.
         dead: The peer process reset it; it may still hold bytes to be read.
         eof: It has sent all that it will.
+        watched: The poller reports on it; not once the connection is over.
         written: Bytes handed to this socket's kernel buffer.
     """
 
@@ -208,6 +210,7 @@ class _Half:
         "peer",
         "relay",
         "sock",
+        "watched",
         "written",
     )
 
@@ -221,6 +224,7 @@ class _Half:
         self.written = 0
         self.eof = False
         self.dead = False
+        self.watched = True
         self.blocked = bool(pending)
         self._pending = pending
         self._pipe: Pipe | None = None
@@ -237,8 +241,8 @@ class _Half:
             # An earlier event of the same batch may have stopped the reading.
             if self.events & READ:
                 self._pump()
-        elif events & ERROR and self.relay.end is None and not self.dead:
-            self._found_dead()
+        elif events & (ERROR | HANGUP) and self.watched:
+            self._hung_up(events)
 
     def failed(self) -> None:
         """A bug in `ready`: end the relay."""
@@ -261,7 +265,7 @@ class _Half:
             try:
                 count = self.sock.recv_into(view)
             except BlockingIOError:
-                if self.dead:
+                if not self.watched:
                     self.relay.broken(self)
                 return
             except OSError:
@@ -285,7 +289,7 @@ class _Half:
                 self._splicing = True
                 self._splice()
                 return
-            if not self.dead:
+            if self.watched:
                 return
 
     def _splice(self) -> None:  # noqa: C901 - likewise
@@ -303,7 +307,7 @@ class _Half:
             try:
                 count = splice(self.fd, pipe.writer, PIPE_SIZE, flags=_SPLICE_FLAGS)
             except BlockingIOError:
-                if self.dead:
+                if not self.watched:
                     pipes.release(pipe)
                     self.relay.broken(self)
                     return
@@ -337,8 +341,8 @@ class _Half:
             if budget <= 0:
                 break
         pipes.release(pipe)
-        if self.dead:
-            # Not watched any more: nobody else would come back for the rest.
+        if not self.watched:
+            # Nobody else would come back for the rest.
             self._pump()
 
     def _ended(self) -> None:
@@ -358,14 +362,17 @@ class _Half:
         self.update()
         self.relay.half_closed()
 
-    def _found_dead(self) -> None:
-        """An error is reported for a socket that isn't being read."""
-        if self.eof:
+    def _hung_up(self, events: int) -> None:
+        """The connection is over, while its peer can't take the bytes it still holds.
+
+        That is reported without end, so stop listening; the peer's `_flush` comes
+        back for the rest, which ends in EOF or in an error.
+        """
+        self.dead = bool(events & ERROR)
+        if self.dead and self.eof:
             self.relay.broken(self)
-            return
-        # It still holds bytes that its peer can't take yet. An error is reported
-        # without end, so stop listening; the peer's `_flush` comes back for the rest.
-        self._die()
+        else:
+            self._unwatch()
 
     # Writing
 
@@ -408,7 +415,7 @@ class _Half:
             return
         self.blocked = False
         peer = self.peer
-        if peer.dead or peer.events == 0:
+        if peer.events == 0:
             # Straight on, since the peer most likely has more: in bulk transfers
             # this spares two epoll_ctl and a wake-up for every pipeful.
             peer.resume()
@@ -431,8 +438,9 @@ class _Half:
         if self.eof or self.peer.dead:
             relay.broken(self)
             return
-        if not self.dead:
-            self._die()
+        self.dead = True
+        if self.watched:
+            self._unwatch()
         self.peer.mute()
         if not self.peer.blocked:
             # Otherwise `_flush` of the peer comes back.
@@ -453,15 +461,14 @@ class _Half:
 
     # Bookkeeping
 
-    def _die(self) -> None:
-        """The other process reset this connection; only its last bytes are of interest."""
-        self.dead = True
+    def _unwatch(self) -> None:
+        self.watched = False
         self.events = 0
         self.relay.engine.poller.unregister(self.fd)
 
     def update(self) -> None:
         """Have the poller watch for what this socket's state asks for."""
-        if self.dead:
+        if not self.watched:
             return
         events = 0 if self.eof or self.peer.blocked else READ
         if self.blocked:
@@ -473,7 +480,8 @@ class _Half:
     def release(self, close: Callable[[socket.socket], None]) -> None:
         """Let the socket go."""
         self.forget_output()
-        if not self.dead:
+        if self.watched:
+            self.watched = False
             self.events = 0
             self.relay.engine.poller.forget(self.fd)
         close(self.sock)
