@@ -59,7 +59,6 @@ _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
 _PROC = Path("/proc")
-_AS_ROOT = "run as root"
 
 
 def enter_network_namespace() -> bool:
@@ -151,10 +150,11 @@ def explain_refusal(number: int, *, user: bool, proc: Path = _PROC) -> Namespace
         return _not_permitted(proc)
     if number in {errno.EINVAL, errno.ENOSYS}:
         option = "CONFIG_USER_NS" if user else "CONFIG_NET_NS"
-        cure = _AS_ROOT if user and os.geteuid() != 0 else "use another kernel"
+        cure = _as_root() if user else "use another kernel"
         return NamespaceError(f"this kernel has no {kind} namespaces ({option})", cure)
     return NamespaceError(
-        f"the kernel refused a {kind} namespace: {os.strerror(number)}", f"{_AS_ROOT} or elsewhere"
+        f"the kernel refused a {kind} namespace: {os.strerror(number)}",
+        f"{_as_root()}, or elsewhere",
     )
 
 
@@ -166,7 +166,7 @@ def _limit_reached(kind: str, name: str, proc: Path) -> NamespaceError:
     else:
         cause = f"the limit of {kind} namespaces (user.{name}) is reached, here or further out"
     # A limit on user namespaces is none for those who need none.
-    return NamespaceError(cause, f"{_AS_ROOT}, or {more}" if kind == "user" else more)
+    return NamespaceError(cause, f"{_as_root()}, or {more}" if kind == "user" else more)
 
 
 def _not_permitted(proc: Path) -> NamespaceError:
@@ -175,8 +175,8 @@ def _not_permitted(proc: Path) -> NamespaceError:
     for name, refusing, allowing in ((clone, "0", "1"), (apparmor, "1", "0")):
         if _read(proc / "sys" / name.replace(".", "/")) == refusing:
             return NamespaceError(
-                f"{name} is {refusing}, so only root can make network namespaces",
-                f"{_AS_ROOT}, or allow it: sysctl -w {name}={allowing}",
+                f"{name} is {refusing}, so only root may make namespaces",
+                f"{_as_root()}, or allow it: sysctl -w {name}={allowing}",
             )
     if _status(proc).get("Seccomp") == _SECCOMP_MODE_FILTER:
         return NamespaceError(
@@ -184,7 +184,12 @@ def _not_permitted(proc: Path) -> NamespaceError:
             "start the container with --cap-add SYS_ADMIN --cap-add NET_ADMIN (as root in it)"
             " or --security-opt seccomp=unconfined",
         )
-    return NamespaceError("the kernel forbids this user to make namespaces", _AS_ROOT)
+    return NamespaceError("the kernel forbids this user to make namespaces", _as_root())
+
+
+def _as_root() -> str:
+    lacking = "with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+    return f"run {lacking}" if os.geteuid() == 0 else "run as root"
 
 
 def _read(path: Path) -> str | None:
@@ -250,5 +255,5 @@ def _refused(error: RequestError) -> NoReturn:
         refusal = _not_permitted(_PROC)
         raise NamespaceError(f"{error.subject}: {refusal.cause}", refusal.cure) from None
     raise NamespaceError(
-        f"{error.subject} failed: {error.strerror}", f"{_AS_ROOT} or on another kernel"
+        f"{error.subject} failed: {error.strerror}", f"{_as_root()}, or on another kernel"
     ) from None
