@@ -227,11 +227,16 @@ def _portforward_command(_: Path, routes: Sequence[Route]) -> list[str]:
     return command
 
 
+def _quiet_portforward_command(directory: Path, routes: Sequence[Route]) -> list[str]:
+    return [*_portforward_command(directory, routes), "--quiet"]
+
+
 PEERS = (
     Peer("sidecar", _nothing_missing, _sidecar_version, _sidecar_command),
     Peer(HAPROXY, _haproxy_missing, _haproxy_version, _haproxy_spliced_command),
     Peer("haproxy-auto", _haproxy_missing, _haproxy_version, _haproxy_auto_command),
     Peer("nginx", _nginx_missing, _nginx_version, _nginx_command),
     Peer("portforward", _nothing_missing, _twisted_version, _portforward_command),
+    Peer("portforward-quiet", _nothing_missing, _twisted_version, _quiet_portforward_command),
 )
 """Every proxy, in the order of the table's columns."""

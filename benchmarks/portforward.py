@@ -1,6 +1,7 @@
-"""The peer `portforward`: `python -m benchmarks.portforward LISTEN ORIGIN [LISTEN ORIGIN]…`.
+"""The peers made of portforward: `python -m benchmarks.portforward [--quiet] LISTEN ORIGIN …`.
 
-twisted.protocols.portforward as it comes, on the default reactor, nothing logged.
+twisted.protocols.portforward as it comes, on the default reactor, with the text log
+that twistd writes; or quiet, with no log at all.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from twisted.internet import reactor
+from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.protocols.portforward import ProxyClientFactory, ProxyFactory
 
 from benchmarks.processes import HOST
@@ -17,9 +19,12 @@ __all__ = ["serve"]
 _BACKLOG = 1024
 
 
-def serve(ports: list[int]) -> None:
+def serve(ports: list[int], *, quiet: bool) -> None:
     """Forward each first port of a pair to the second, for ever."""
-    ProxyClientFactory.noisy = False  # a log line per connection is not what is compared
+    if quiet:
+        ProxyClientFactory.noisy = False
+    else:
+        globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
     for listen, origin in zip(ports[::2], ports[1::2], strict=True):
         factory = ProxyFactory(HOST, origin)
         reactor.listenTCP(listen, factory, _BACKLOG, HOST)  # type: ignore[arg-type]
@@ -27,4 +32,5 @@ def serve(ports: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve([int(argument) for argument in sys.argv[1:]])
+    arguments = [argument for argument in sys.argv[1:] if argument != "--quiet"]
+    serve([int(argument) for argument in arguments], quiet="--quiet" in sys.argv)
