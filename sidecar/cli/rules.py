@@ -17,6 +17,7 @@ from sidecar.linux.netfilter.model import (
     OUTBOUND_PORT,
     OWN_MARK,
     TPROXY_MARK,
+    TPROXY_REVERSED_MARK,
     IPNetwork,
     Mode,
     PortRange,
@@ -28,6 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "rule_set_from", "run"]
 
+_RULE_OPTIONS = (
+    "mode",
+    "outbound_port",
+    "inbound_port",
+    "exclude_uid",
+    "exclude_gid",
+    "exclude_mark",
+    "include_cidr",
+    "exclude_cidr",
+    "include_port",
+    "exclude_port",
+    "exclude_inbound_port",
+    "syn_only",
+    "forwarded",
+)
 _ID_MAX = 0xFFFFFFFE
 _MARK_MAX = 0xFFFFFFFF
 _WAIT_INTERVAL_SECONDS = 0.2
@@ -217,7 +233,7 @@ def _wanted(arguments: argparse.Namespace) -> RuleSet:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from sidecar.linux.netfilter import iptables, nft  # noqa: PLC0415 - one action's cost
+    from sidecar.linux.netfilter import iptables, nft
 
     rules = _wanted(arguments)
     if arguments.format == "nft":
@@ -229,7 +245,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    from sidecar.linux.netfilter import lifecycle, others  # noqa: PLC0415 - one action's cost
+    from sidecar.linux.netfilter import lifecycle, others
 
     rules = _wanted(arguments)
     for warning in others.hiding():
@@ -258,13 +274,10 @@ def describe(rules: RuleSet) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from sidecar.linux.netfilter import probe  # noqa: PLC0415 - one action's cost
+    from sidecar.linux.netfilter import probe
 
-    options = ("mode", "outbound_port", "inbound_port", "exclude_uid", "exclude_gid")
-    options += ("exclude_mark", "include_cidr", "exclude_cidr", "include_port", "exclude_port")
-    options += ("exclude_inbound_port", "syn_only", "forwarded")
     expected = None
-    if any(getattr(arguments, name) is not None for name in options):
+    if any(getattr(arguments, name) is not None for name in _RULE_OPTIONS):
         expected = _wanted(arguments)
     report = probe.check(expected, tuple(arguments.probe or ()))
     for finding in report.findings:
@@ -273,7 +286,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    from sidecar.linux.netfilter import lifecycle  # noqa: PLC0415 - one action's cost
+    from sidecar.linux.netfilter import lifecycle
 
     removal = lifecycle.remove(now=arguments.now)
     draining = lifecycle.RemovalState.DRAINING
@@ -388,8 +401,8 @@ def _mark(text: str) -> int:
         raise _bad(text, problem) from None
     if not 1 <= value <= _MARK_MAX or "_" in text:
         raise _bad(text, problem)
-    if value == TPROXY_MARK:
-        raise _bad(text, f"intercepted packets carry {TPROXY_MARK:#x} (write another number)")
+    if value in {TPROXY_MARK, TPROXY_REVERSED_MARK}:
+        raise _bad(text, "a mark of intercepted packets (write another number)")
     return value
 
 
@@ -404,7 +417,7 @@ def _seconds(text: str) -> float:
 
 
 def _endpoint(text: str) -> object:
-    from sidecar.addresses import SocketAddress  # noqa: PLC0415 - one option's cost
+    from sidecar.addresses import SocketAddress
 
     try:
         return SocketAddress.parse(text)

@@ -54,11 +54,12 @@ _RTN_LOCAL = 2
 _RTA_OIF, _RTA_TABLE = 4, 15
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
 _EXACT = 0xFFFFFFFF
-# netdevice(7)
+# Of netdevice(7), and linux/if.h:
 _SIOCGIFFLAGS = 0x8913
 _IFREQ = struct.Struct("=16sH22x")
 _IFF_UP = 0x1
-# family, dst_len, src_len, tos, table, two reserved or protocol and scope, type, flags
+# struct rtmsg, whose shape struct fib_rule_hdr shares: the lengths of destination and
+# source come second and third, the table fifth, a route's protocol and scope next.
 _HEADER = struct.Struct("=BBBBBBBBI")
 _U32 = struct.Struct("=I")
 
@@ -99,9 +100,7 @@ def add_tproxy_routing() -> None:
         RulesError: lo is down, or the kernel has no policy routing.
     """
     if not _loopback_is_up():
-        raise RulesError(
-            "intercepted packets come back over lo, which is down: ip link set lo up"
-        )
+        raise RulesError("intercepted packets come back over lo, which is down: ip link set lo up")
     flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     in_use = families()
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -109,7 +108,7 @@ def add_tproxy_routing() -> None:
             # The route first: a rule without it would send marked packets elsewhere.
             for message in (_route(_NEWROUTE, family, flags), _rule(_NEWRULE, family, flags)):
                 _do(message, fine=(errno.EEXIST,))
-        except RulesPrivilegeError:
+        except RulesPrivilegeError:  # noqa: PERF203 - twice
             raise
         except RulesError:
             if family in in_use:
@@ -132,8 +131,8 @@ def remove_tproxy_routing() -> bool:
             absent = (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
             found |= _do(_rule(_DELRULE, family, NLM_F_ACK), fine=absent)
         if _has_route(family):
-            absent = (errno.ESRCH, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
-            found |= _do(_route(_DELROUTE, family, NLM_F_ACK), fine=absent)
+            gone = (errno.ESRCH, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+            found |= _do(_route(_DELROUTE, family, NLM_F_ACK), fine=gone)
     return found
 
 

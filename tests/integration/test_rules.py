@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import socket
 import struct
 import time
@@ -19,6 +20,7 @@ import pytest
 from integration.netns import Namespace
 
 from sidecar.addresses import SocketAddress
+from sidecar.cli import main
 from sidecar.linux.netfilter import lifecycle
 from sidecar.linux.netfilter.lifecycle import Removal, RemovalState
 from sidecar.linux.netfilter.model import Mode, PortRange, RuleSet
@@ -359,7 +361,7 @@ def test_marked_packets_never_leave_without_the_route(
 
 @MODES
 def test_again_changes_nothing_and_modes_replace_each_other(pair: Pair, mode: Mode) -> None:
-    """apply is idempotent, over itself, over the other mode, over a draining table."""
+    """Applying is idempotent, over itself, over the other mode, over a draining table."""
     near = pair.near.namespace
     other = Mode.REDIRECT if mode is Mode.TPROXY else Mode.TPROXY
     with clean(near):
@@ -618,3 +620,186 @@ def test_timing(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
                 milliseconds = (time.perf_counter() - started) * 1e3
             with capsys.disabled():
                 print(f"[{mode.value}: applied in {milliseconds:.1f} ms]", end=" ")
+
+
+def say(
+    namespace: Namespace, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
+    """Run `sidecar rules` in this process, in the namespace."""
+    with namespace.entered():
+        status = main(["rules", *arguments])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+@MODES
+@SYN_ONLY
+@pytest.mark.parametrize("forwarded", [False, True], ids=["local", "forwarded"])
+def test_check_succeeds(
+    pair: Pair, mode: Mode, syn_only: bool, forwarded: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rules in force, proxy listening: every direction is shown by a connection."""
+    near = pair.near.namespace
+    options = ["--mode", mode.value, *["--syn-only"] * syn_only, *["--forwarded"] * forwarded]
+    links = near.ip("link")
+    with clean(near), proxy(near, OUTBOUND, mode), proxy(near, INBOUND, mode):
+        assert say(near, capsys, "apply", *options)[0] == 0
+        for arguments in ([], options):
+            status, said = say(near, capsys, "check", *arguments)
+            assert (status, "FAILED" in said, "note" in said) == (0, False, False), said
+            ways = ("outbound", "inbound", "forwarded")[: 3 if forwarded else 2]
+            for way in ways:
+                for version in (4, 6):
+                    assert f"ok: {way} IPv{version}: a connection" in said
+    assert near.ip("link") == links
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("no rules", "there is no table inet sidecar here"),
+        ("no proxy", "the rules work"),
+        ("draining", "the rules are draining"),
+        ("excluded", "user 0 (group 0) is excluded"),
+        ("other options", "is not what these options say"),
+        ("edited", "is not what these options say"),
+        ("hidden", "outbound IPv4: a connection to 198.51.100.1:443 was"),
+        ("not sidecar's", "is not one that sidecar made"),
+        ("no route", "no address family has a route"),
+        ("rule deleted", "the IPv4 policy-routing rule for mark 0x53a is missing"),
+        (
+            "address excluded",
+            "outbound IPv6: a connection to [2001:db8::1]:443 was not intercepted",
+        ),
+    ],
+)
+def test_check_says_what_is_wrong(
+    pair: Pair, mode: Mode, broken: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 1 and the reason in words."""
+    near = pair.near.namespace
+    if broken == "rule deleted" and mode is Mode.REDIRECT:
+        return
+    options = ["--mode", mode.value]
+    applied = list(options)
+    if broken == "excluded":
+        applied += ["--exclude-uid", "0", "--exclude-uid", "7"]
+    if broken == "address excluded":
+        applied += ["--exclude-cidr", "2001:db8::/32"]
+    with clean(near), ExitStack() as stack:
+        if broken != "no rules":
+            assert say(near, capsys, "apply", *applied)[0] == 0
+        if broken != "no proxy":
+            listener = stack.enter_context(proxy(near, OUTBOUND, mode))
+            stack.enter_context(proxy(near, INBOUND, mode))
+        given = []
+        if broken == "other options":
+            given = [*options, "--exclude-port", "22"]
+        if broken == "draining":
+            stack.enter_context(near.connect(pair.far.at("ipv4", 7)))
+            stack.enter_context(accepted_from(listener, mode)[0])
+            assert remove(near).state is RemovalState.DRAINING
+        if broken == "edited":
+            given = options
+            near.run(["nft", "insert rule inet sidecar outbound tcp dport 22 return"])
+        if broken == "hidden":
+            hide = "table ip other {\n chain c {\n type nat hook output priority -101;\n"
+            near.run(
+                ["nft", "-f", "-"], stdin=f"{hide} tcp dport 443 dnat to 127.0.0.1:9\n }}\n}}\n"
+            )
+            stack.callback(near.run, ["nft", "delete table ip other"])
+        if broken == "not sidecar's":
+            near.run(["nft", "delete table inet sidecar; add table inet sidecar"])
+        if broken == "no route":
+            for version, host in (("-4", pair.far.ipv4), ("-6", pair.far.ipv6)):
+                near.ip(version, "route", "del", "default")
+                stack.callback(near.ip, version, "route", "add", "default", "via", host)
+        if broken == "rule deleted":
+            near.ip("rule", "del", "priority", "1338")
+        status, heard = say(near, capsys, "check", *given)
+        assert status == 1
+        assert said in heard
+
+
+def test_nothing_escapes_a_check(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without effective rules, no packet of the trial gets past the first router."""
+    near, far = pair.near.namespace, pair.far.namespace
+    far.run(["nft", "-f", "-"], stdin=_COUNT_FORWARDED)
+    try:
+        with clean(near):
+            assert say(near, capsys, "apply", "--exclude-port", "443")[0] == 0
+            status, heard = say(near, capsys, "check")
+            assert (status, heard.count("was not intercepted by the rules")) == (1, 2)
+            assert "counter packets 0 bytes 0" in far.run(["nft", "list", "ruleset"]).stdout
+    finally:
+        far.run(["nft", "delete", "table", "inet", "count"])
+
+
+_COUNT_FORWARDED = """table inet count {
+ chain c {
+  type filter hook forward priority 0;
+  meta l4proto tcp counter
+ }
+}
+"""
+
+
+@MODES
+def test_what_the_commands_say(
+    pair: Pair, mode: Mode, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Apply, remove while a connection lives, wait for it, remove once more."""
+    near, to = pair.near.namespace, pair.far.at("ipv4", port)
+    with clean(near), proxy(near, OUTBOUND, mode) as listener:
+        assert say(near, capsys, "apply", "--mode", mode.value) == (
+            0,
+            f"applied: {mode.value} mode, outbound to port 15001, inbound to port 15006\n",
+        )
+        with near.connect(to):
+            relayed, _ = accepted_from(listener, mode)
+            with relayed:
+                assert say(near, capsys, "remove") == (
+                    0,
+                    "draining: new connections go direct; 1 connection still relayed. Run this "
+                    "again when they have ended, or with --wait or --now\n",
+                )
+                status, said = say(near, capsys, "remove", "--wait", "0.3")
+                assert (status, said.splitlines()[0]) == (
+                    1,
+                    "draining: waiting for 1 connection to end",
+                )
+        status, said = say(near, capsys, "remove", "--wait")
+        assert (status, said.splitlines()[-1]) == (
+            0,
+            "removed: nothing of sidecar's rules is left",
+        )
+        assert say(near, capsys, "remove") == (
+            0,
+            "nothing to remove: there are no rules of sidecar's here\n",
+        )
+
+
+@MODES
+@pytest.mark.parametrize("tool", ["iptables-nft", "iptables-legacy", "ip6tables-legacy"])
+def test_others_rules_are_warned_of(
+    mode: Mode, tool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NAT rules of iptables, of either kind, are named before ours are installed."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    with ExitStack() as stack:
+        namespace = Namespace("oth")
+        stack.callback(namespace.remove)
+        rule = ["-p", "tcp", "--dport", "80", "-j", "REDIRECT", "--to-ports", "81"]
+        added = namespace.run([tool, "-t", "nat", "-A", "OUTPUT", *rule], check=False)
+        if added.returncode:
+            pytest.skip(f"{tool} does not work here: {added.stderr.strip()}")
+        status, said = say(namespace, capsys, "apply", "--mode", mode.value)
+        assert status == 0
+        named = "chain OUTPUT of table ip nat" if tool == "iptables-nft" else f"{tool} has rules"
+        assert said.count("warning: ") == 1
+        assert named in said
+        namespace.run([tool, "-t", "nat", "-F", "OUTPUT"])
+        assert "warning" not in say(namespace, capsys, "apply", "--mode", mode.value)[1]
+        remove(namespace)

@@ -484,8 +484,10 @@ def _local_filter(rules: RuleSet) -> tuple[Rule, ...]:
     if rules.exclude_gids:
         owner = Owner(OwnerKind.GROUP, rules.exclude_gids)
         passing.append(Rule((owner,), _RETURN, OWNER_COMMENTS[1]))
-    for networks in (_LOOPBACK_4, _LOOPBACK_6):
-        passing.append(Rule((Destination(networks),), _RETURN, "loopback"))
+    passing += (
+        Rule((Destination(networks),), _RETURN, "loopback")
+        for networks in (_LOOPBACK_4, _LOOPBACK_6)
+    )
     return (*passing, *_destination_filter(rules))
 
 

@@ -143,7 +143,7 @@ def _match(match: Match) -> Iterator[bytes | Lookup]:  # noqa: C901, PLR0912 - o
         yield _expression("socket", be32(1, _SOCKET_WILDCARD), be32(2, _REGISTER))
         yield _compare(b"\0")
     else:
-        raise AssertionError(match)
+        raise TypeError(match)
 
 
 def _set_match(match: Destination | Ports | Owner) -> Iterator[bytes | Lookup]:
@@ -239,7 +239,7 @@ def _family(version: int) -> Iterator[bytes]:
     yield _compare(bytes([_NFPROTO[version]]))
 
 
-def _compare(value: bytes, negated: bool = False) -> bytes:
+def _compare(value: bytes, negated: bool = False) -> bytes:  # noqa: FBT002 - reads as it is
     operation = be32(2, _NEQ if negated else _EQ)
     return _expression("cmp", be32(1, _REGISTER), operation, _data(3, value))
 

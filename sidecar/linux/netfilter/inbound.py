@@ -145,8 +145,8 @@ def _flags(addresses: _Addresses, frame: bytes, ports: tuple[int, int]) -> int |
     protocol = packet[9 if addresses.family == socket.AF_INET else 6]
     if protocol != socket.IPPROTO_TCP or len(packet) < header + _TCP.size:
         return None
-    fields = _TCP.unpack_from(packet, header)
-    return fields[5] if fields[:2] == ports[::-1] else None
+    source, destination, _, _, _, flags, *_ = _TCP.unpack_from(packet, header)
+    return int(flags) if (destination, source) == ports else None
 
 
 def _frame(
@@ -167,7 +167,7 @@ def _frame(
 
 def _checksum(data: bytes) -> int:
     """RFC 1071, of an even number of octets."""
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -192,7 +192,7 @@ def _negate(option: str) -> str:
     raise AssertionError(option)
 
 
-def _match(match: Match) -> str:  # noqa: PLR0911 - one line per kind of match
+def _match(match: Match) -> str:  # noqa: C901 - one line per kind of match
     if isinstance(match, Tcp):
         return "! -p tcp" if match.negated else "-p tcp"
     if isinstance(match, LoopbackInterface):
@@ -214,7 +214,7 @@ def _match(match: Match) -> str:  # noqa: PLR0911 - one line per kind of match
         return "-m socket --transparent"
     if isinstance(match, SocketBound):
         return "-m socket"
-    raise AssertionError(match)
+    raise TypeError(match)
 
 
 def _targets(rule: Rule) -> Iterator[str]:

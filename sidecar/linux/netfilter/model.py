@@ -169,8 +169,8 @@ class RuleSet:
             raise RulesError("forwarded connections go to the outbound port: give one")
         if not 1 <= self.exclude_mark <= _MARK_MAX:
             raise RulesError(f"mark {self.exclude_mark:#x} is not within 0x1 to 0xffffffff")
-        if self.exclude_mark == TPROXY_MARK:
-            raise RulesError(f"mark {TPROXY_MARK:#x} is what intercepted packets carry: another")
+        if self.exclude_mark in {TPROXY_MARK, TPROXY_REVERSED_MARK}:
+            raise RulesError(f"mark {self.exclude_mark:#x} is one that sidecar uses: take another")
         for number in (*self.exclude_uids, *self.exclude_gids):
             if not 0 <= number <= _ID_MAX:
                 raise RulesError(f"{number} is not a user or group number")

@@ -60,9 +60,7 @@ class Message:
         """The message with its header, padded."""
         length = _HEADER.size + len(self.body)
         flags = self.flags | NLM_F_REQUEST
-        return (
-            _HEADER.pack(length, self.kind, flags, sequence, 0) + self.body + bytes(-length % 4)
-        )
+        return _HEADER.pack(length, self.kind, flags, sequence, 0) + self.body + bytes(-length % 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _rule(rule: Rule) -> str:
     return " ".join([*words, f'comment "{rule.comment}"'])
 
 
-def _match(match: Match) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per kind of match
+def _match(match: Match) -> str:  # noqa: C901 - one line per kind of match
     if isinstance(match, Destination | Ports | Owner):
         return _set_match(match)
     if isinstance(match, Tcp):
@@ -116,7 +116,7 @@ def _match(match: Match) -> str:  # noqa: C901, PLR0911, PLR0912 - one line per 
         return "socket transparent 1"
     if isinstance(match, SocketBound):
         return "socket wildcard 0"
-    raise AssertionError(match)
+    raise TypeError(match)
 
 
 def _set_match(match: Destination | Ports | Owner) -> str:

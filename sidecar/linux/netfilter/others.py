@@ -33,14 +33,13 @@ def hiding() -> tuple[str, ...]:
     Looks only, and at nothing that is not there already: asking after a legacy table
     that isn't loaded would load it.
     """
-    found = []
     try:
-        for chain in other_nat_chains():
-            found.append(
-                f"chain {chain.name} of table {chain.family} {chain.table} translates addresses "
-                f"too: what it redirects first never reaches sidecar "
-                f"(look: nft list table {chain.family} {chain.table})"
-            )
+        found = [
+            f"chain {chain.name} of table {chain.family} {chain.table} translates addresses "
+            f"too: what it redirects first never reaches sidecar "
+            f"(look: nft list table {chain.family} {chain.table})"
+            for chain in other_nat_chains()
+        ]
     except RulesError:
         # Whoever may not look may not install either, and is told so then.
         return ()
@@ -68,7 +67,7 @@ def _legacy_nat_rules(names: str, family: socket.AddressFamily, level: int) -> b
 
 
 def _entries(sock: socket.socket, level: int, asked: bytes) -> int:
-    import ctypes  # noqa: PLC0415 - needed only beside legacy tables
+    import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(asked, len(asked))

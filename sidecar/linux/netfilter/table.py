@@ -316,8 +316,8 @@ def _set_messages(lookup: Lookup, set_id: int) -> list[Message]:
                 user_data = _user_data(_UDATA_ELEMENT_FLAGS, _U32.pack(_INTERVAL_OPEN))
                 attributes.append(attribute(6, user_data))
             encoded.append(nested(1, *attributes))
-        body = (text(1, TABLE), text(2, "__set%d"), nested(3, *encoded), be32(4, set_id))
-        messages.append(_message(_NEWSETELEM, NLM_F_CREATE, body, "interval sets (nf_tables)"))
+        these = (text(1, TABLE), text(2, "__set%d"), nested(3, *encoded), be32(4, set_id))
+        messages.append(_message(_NEWSETELEM, NLM_F_CREATE, these, "interval sets (nf_tables)"))
     return messages
 
 
