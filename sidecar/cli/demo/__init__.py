@@ -70,7 +70,8 @@ def _wait(command: Sequence[str]) -> int:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            # The terminal interrupts both; the other one tidies up.
+            # A terminal interrupts both, kill(1) only this one. The other tidies up.
+            process.terminate()
             process.wait()
             raise
     return status if status >= 0 else _BY_SIGNAL - status

@@ -1,0 +1,83 @@
+"""How a program is run as somebody else: an ordinary user, a root without capabilities."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["NOBODY", "as_nobody", "in_user_namespace", "needs_root", "without_capabilities"]
+
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+
+
+def as_nobody(command: Sequence[str], stash: Path) -> list[str]:
+    """The command, run by an ordinary user.
+
+    An interpreter in a private home directory is made reachable first, for this command
+    alone: in a mount namespace of its own, a directory with nothing else in it takes
+    the private one's place.
+
+    Args:
+        command: Uses this interpreter, and modules from where it has them.
+        stash: An empty directory.
+    """
+    needed = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve()}
+    needed |= {Path(entry).resolve() for entry in sys.path}
+    private = {path: ancestor for path in needed if (ancestor := _private_ancestor(path))}
+    # What lies in what is shown anyway needs no showing of its own.
+    shown = [path for path in private if private.keys().isdisjoint(path.parents)]
+    steps = ["set -e", f"mount -t tmpfs none {shlex.quote(str(stash))}"]
+    for number, path in enumerate(shown):
+        place = shlex.quote(f"{stash}/{number}")
+        kind = "mkdir" if path.is_dir() else "touch"
+        steps += [f"{kind} {place}", f"mount --bind {shlex.quote(str(path))} {place}"]
+    for ancestor in sorted(set(private.values())):
+        steps.append(f"mount -t tmpfs -o mode=755 none {shlex.quote(str(ancestor))}")
+    for number, path in enumerate(shown):
+        target = shlex.quote(str(path))
+        make = f"mkdir -p {target}"
+        if not path.is_dir():
+            make = f"mkdir -p {shlex.quote(str(path.parent))}; touch {target}"
+        steps += [make, f"mount --bind {shlex.quote(f'{stash}/{number}')} {target}"]
+    user = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--")
+    steps.append(f"cd /; exec {shlex.join([*user, *command])}")
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(steps)]
+
+
+def without_capabilities(command: Sequence[str], *, keep: str = "setfcap") -> list[str]:
+    """The command, run by root as most containers have it.
+
+    Args:
+        command: What to run.
+        keep: The one capability that is kept, as setpriv(1) names it; empty for none.
+    """
+    bounds = f"-all,+{keep}" if keep else "-all"
+    return ["setpriv", "--bounding-set", bounds, "--inh-caps", "-all", "--", *command]
+
+
+def in_user_namespace(settings: dict[str, str], command: Sequence[str]) -> list[str]:
+    """The command, run in a user namespace with sysctls (`user.…`) of its own."""
+    steps = [f"echo {value} > /proc/sys/user/{name}" for name, value in settings.items()]
+    script = "\n".join(["set -e", *steps, f"exec {shlex.join(command)}"])
+    return ["unshare", "--user", "--map-root-user", "sh", "-c", script]
+
+
+def _private_ancestor(path: Path) -> Path | None:
+    """The outermost directory on the way there that others may not enter."""
+    for ancestor in [*reversed(path.parents), path]:
+        if not ancestor.exists():
+            return None
+        if ancestor.is_dir() and not ancestor.stat().st_mode & stat.S_IXOTH:
+            return ancestor
+    return None
