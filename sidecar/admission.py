@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from typing import TYPE_CHECKING
 
@@ -18,20 +19,27 @@ __all__ = ["Admission", "default_limit"]
 # logs and whatever else lives in the process.
 _DESCRIPTORS_PER_CONNECTION = 2
 _SHARE = 0.9
+# Descriptors of listeners and logs that are yet to be opened when the limit is taken.
+_LISTENERS = 8
+# Descriptors, where the kernel sets no limit: its own default ceiling (fs.nr_open).
+_NO_LIMIT = 1 << 20
 # Accepting resumes once this share of the limit is in use: one connection below
 # the limit would mean a pause and a log line for every connection.
 _RESUME_SHARE = 0.95
+# Seconds between two log lines about it: at the limit every end is a new pause.
+_LOG_INTERVAL = 1.0
 # Seconds. When the kernel itself refuses (EMFILE, ENFILE, ENOMEM), descriptors may be
 # freed by others, whose closes nobody reports to us.
 _ASK_AGAIN = 1.0
 
 
 def default_limit() -> int:
-    """Connections that fit 90 % of the process's descriptor limit, two each."""
+    """Connections that fit 90 % of the descriptors that the process may still open."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        soft = 1 << 20
-    return max(1, int(soft * _SHARE) // _DESCRIPTORS_PER_CONNECTION)
+        soft = _NO_LIMIT
+    left = soft - len(os.listdir("/proc/self/fd")) - _LISTENERS
+    return max(1, int(left * _SHARE) // _DESCRIPTORS_PER_CONNECTION)
 
 
 class Admission:
@@ -54,6 +62,7 @@ class Admission:
         self._resume_at = min(self.limit - 1, int(self.limit * _RESUME_SHARE))
         self.open = 0
         self._paused: list[Callable[[], None]] = []
+        self._silent_until = 0.0
         self._retry: IDelayedCall | None = None
 
     @property
@@ -78,7 +87,8 @@ class Admission:
             resume: Called once.
             cause: What the kernel said; None where our own limit was reached.
         """
-        if not self._paused:
+        if not self._paused and self._clock.seconds() >= self._silent_until:
+            self._silent_until = self._clock.seconds() + _LOG_INTERVAL
             if cause is None:
                 self._log.warn(
                     "{open} connections are open, the limit; accepting pauses until some end"

@@ -12,16 +12,21 @@ from twisted.logger import Logger
 from sidecar.addresses import SocketAddress
 from sidecar.errors import (
     ConnectionRefused,
+    ConnectionReset,
     ConnectionTimeout,
     DestinationUnroutable,
     DialError,
     ProxyLoopDetected,
 )
 from sidecar.linux.sockopt import (
+    TCP_CLOSE,
+    TCP_SYN_SENT,
     bind_late,
     bind_non_local,
     keep_alive,
     set_mark,
+    tcp_state,
+    unread,
 )
 from sidecar.relay.poller import WRITE
 
@@ -36,10 +41,6 @@ if TYPE_CHECKING:
     DialDone = Callable[[socket.socket | DialError, SocketAddress], None]
 
 __all__ = ["Dial", "Dialer", "Source"]
-
-_PENDING = frozenset({errno.EINPROGRESS, errno.EALREADY})
-_CONNECTED = frozenset({0, errno.EISCONN})
-_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
 
 
 class Source:
@@ -128,16 +129,12 @@ class Dialer:
             return None
         error_number = sock.connect_ex((address.host, address.port))
         if error_number == errno.EINPROGRESS:
-            # Over loopback the handshake is over by now; asking again is a system
-            # call, waiting for the poller is a wake-up.
-            error_number = sock.connect_ex((address.host, address.port))
-        if error_number in _CONNECTED:
-            done(sock, address)
-            return None
-        if error_number in _PENDING:
-            return Dial(self, sock, address, done)
-        sock.close()
-        done(_dial_error(address, _os_error(error_number)), address)
+            # Over loopback the handshake is over by now; asking is a system call,
+            # waiting for the poller is a wake-up.
+            error_number = _progress(sock)
+            if error_number == errno.EINPROGRESS:
+                return Dial(self, sock, address, done)
+        _answer(sock, address, error_number, done)
         return None
 
     def _open(self, address: SocketAddress, source: Source | None) -> socket.socket:
@@ -224,15 +221,10 @@ class Dial:
 
     def ready(self, events: int) -> None:  # noqa: ARG002 - the socket itself is asked
         """The kernel has an answer."""
-        error_number = self._sock.connect_ex((self._address.host, self._address.port))
-        if error_number in _PENDING:
-            return
-        self._dialer.forget(self, self._sock)
-        if error_number in _CONNECTED:
-            self._done(self._sock, self._address)
-            return
-        self._sock.close()
-        self._done(_dial_error(self._address, _os_error(error_number)), self._address)
+        error_number = _progress(self._sock)
+        if error_number != errno.EINPROGRESS:
+            self._dialer.forget(self, self._sock)
+            _answer(self._sock, self._address, error_number, self._done)
 
     def failed(self) -> None:
         """A bug in whoever was called: it owns the connection, or nobody does."""
@@ -263,15 +255,36 @@ def _bind(sock: socket.socket, host: str, *, transparent: bool) -> None:
             raise
 
 
-def _os_error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
+def _progress(sock: socket.socket) -> int:
+    """How far a connect() is: EINPROGRESS, 0 for connected, or what went wrong.
+
+    connect() and SO_ERROR would do, were it not for a server that sends and resets at
+    once: they take the reset away, and with it the news that the connection existed,
+    while its bytes still wait.
+    """
+    state = tcp_state(sock)
+    if state == TCP_SYN_SENT:
+        return errno.EINPROGRESS
+    if state == TCP_CLOSE and unread(sock) == 0:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return 0
+
+
+def _answer(sock: socket.socket, address: SocketAddress, error_number: int, done: DialDone) -> None:
+    if error_number == 0:
+        done(sock, address)
+        return
+    sock.close()
+    done(_dial_error(address, OSError(error_number, os.strerror(error_number))), address)
 
 
 def _dial_error(address: SocketAddress, error: OSError) -> DialError:
     """Which of our errors an errno of socket(), bind() or connect() is (connect(2))."""
     problem = error.strerror or str(error)
-    if error.errno in _REFUSED:
+    if error.errno == errno.ECONNREFUSED:
         return ConnectionRefused(str(address), problem)
+    if error.errno in {errno.ECONNRESET, errno.EPIPE}:
+        return ConnectionReset(str(address), problem)
     if error.errno == errno.ETIMEDOUT:
         return ConnectionTimeout(str(address), problem)
     return DestinationUnroutable(str(address), problem)

@@ -10,6 +10,7 @@ and what to do, in one line, and the facts are attributes.
     │   └── ListenPrivilegeError    … for want of a capability
     ├── DialError               an upstream that can't be reached; knows its FlowEnd
     │   ├── ConnectionRefused
+    │   ├── ConnectionReset
     │   ├── ConnectionTimeout
     │   ├── DestinationUnroutable
     │   ├── NameNotResolved
@@ -29,6 +30,7 @@ __all__ = [
     "AddressError",
     "ConfigError",
     "ConnectionRefused",
+    "ConnectionReset",
     "ConnectionTimeout",
     "DestinationUnroutable",
     "DialError",
@@ -135,6 +137,12 @@ class ConnectionRefused(DialError):
     """The upstream answered with a reset (ECONNREFUSED)."""
 
     end = FlowEnd.CONNECTION_REFUSED
+
+
+class ConnectionReset(DialError):
+    """The upstream accepted and reset at once (ECONNRESET), without a byte."""
+
+    end = FlowEnd.SERVER_RESET
 
 
 class ConnectionTimeout(DialError):

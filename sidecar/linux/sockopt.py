@@ -28,7 +28,9 @@ __all__ = [
     "reset_on_close",
     "set_mark",
     "set_transparent",
+    "tcp_state",
     "unacknowledged",
+    "unread",
 ]
 
 # linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h. The same number at
@@ -42,6 +44,10 @@ IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75
 # linux/in.h, since 4.2; serves both families.
 IP_BIND_ADDRESS_NO_PORT = 24
+
+# linux/tcp_states.h
+TCP_SYN_SENT = 2
+TCP_CLOSE = 7
 
 _linger_reset = struct.pack("ii", 1, 0)
 _linger_off = struct.pack("ii", 0, 0)
@@ -154,6 +160,19 @@ def reset_on_close(sock: socket.socket, *, on: bool = True) -> None:
         on: False for the default: close() sends what is unsent, then FIN.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _linger_reset if on else _linger_off)
+
+
+def tcp_state(sock: socket.socket) -> int:
+    """The TCP state, socket.TCP_*-like numbers of linux/tcp_states.h; takes no pending error."""
+    # The first byte of struct tcp_info is tcpi_state (linux/tcp.h).
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+def unread(sock: socket.socket) -> int:
+    """How many received bytes wait to be read (SIOCINQ, tcp(7)), also after a reset."""
+    answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(_int.size))
+    value: int = _int.unpack(answer)[0]
+    return value
 
 
 def unacknowledged(fd: int) -> int:
