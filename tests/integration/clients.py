@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import select
 import socket
 import struct
 import sys
@@ -11,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from integration.netns import DEADLINE
 from integration.proxy import eventually
 
 from sidecar.addresses import SocketAddress
@@ -26,6 +29,7 @@ __all__ = [
     "curl",
     "exchange",
     "local_address",
+    "outcome_after_eof",
     "outcome_of_reading",
     "outcome_of_talking",
     "reset",
@@ -117,6 +121,19 @@ def outcome_of_reading(connection: socket.socket) -> Outcome:
     except ConnectionResetError:
         return Outcome(bytes(data), reset=True)
     return Outcome(bytes(data), reset=False)
+
+
+def outcome_after_eof(connection: socket.socket) -> Outcome:
+    """Wait until a peer whose end has been read is gone altogether; that can only be a reset.
+
+    After an end of file reading says nothing else any more: what follows shows in the
+    socket's error alone.
+    """
+    poll = select.poll()
+    poll.register(connection, 0)
+    assert poll.poll(DEADLINE * 1000)
+    error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return Outcome(b"", reset=error == errno.EPIPE)
 
 
 def outcome_of_talking(

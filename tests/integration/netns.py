@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
+    "BLACK_HOLE",
     "DEADLINE",
     "FAMILIES",
     "UNROUTABLE",
@@ -47,6 +48,8 @@ _NAMES = Path("/run/netns")  # where ip-netns(8) keeps them
 
 # To these addresses no topology here has a route (documentation ranges: RFC 5737, 3849).
 UNROUTABLE: dict[Family, str] = {"ipv4": "198.51.100.1", "ipv6": "2001:db8:dead::1"}
+# What is sent here is lost without an answer.
+BLACK_HOLE: dict[Family, str] = {"ipv4": "203.0.113.1", "ipv6": "2001:db8:b1ac::1"}
 
 
 def why_impossible() -> str | None:
@@ -200,7 +203,8 @@ class Pair:
 
     Attributes:
         near: Where the sidecar goes.
-        far: A plain host. Has no way to `UNROUTABLE` and says so (ICMP).
+        far: A plain host. Has no way to `UNROUTABLE` and says so (ICMP);
+            doesn't say so of `BLACK_HOLE`.
     """
 
     near: Host
@@ -245,6 +249,8 @@ def _forward(namespace: Namespace) -> None:
     namespace.sysctl("ipv6/conf/all/forwarding", "1")
     for address in UNROUTABLE.values():
         namespace.ip("route", "add", "unreachable", address)
+    for address in BLACK_HOLE.values():
+        namespace.ip("route", "add", "blackhole", address)
     # Say so every time, not once a second.
     namespace.sysctl("ipv4/icmp_ratelimit", "0")
     namespace.sysctl("ipv6/icmp/ratelimit", "0")

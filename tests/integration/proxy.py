@@ -397,6 +397,8 @@ def running(
         assert status == CLEAN_EXIT, sidecar.messages()
     else:
         sidecar.wait()
+    # What goes wrong without anybody noticing, a bug caught and logged, is a bug too.
+    assert [] == [text for text in sidecar.messages() if "#critical" in text or "Trace" in text]
 
 
 def rules(
