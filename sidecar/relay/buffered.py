@@ -7,10 +7,13 @@ written is flushed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet import error
-from twisted.internet.interfaces import IPullProducer, ISSLTransport
+from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransport
+from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import implementer
 
 from sidecar.flow import FlowEnd
@@ -20,12 +23,16 @@ from sidecar.relay.totals import Totals
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from twisted.internet.abstract import FileDescriptor
     from twisted.internet.interfaces import IDelayedCall
 
     from sidecar.interfaces import IRelayReactor
     from sidecar.relay.protocol import RelayProtocol
 
 __all__ = ["BufferedRelay"]
+
+# Bytes; what a reset connection still holds is no more than its receive buffer.
+_LAST_READ = 1 << 16
 
 
 class BufferedRelay:
@@ -56,12 +63,14 @@ class BufferedRelay:
         self._half_close_timeout = half_close_timeout
         self._timers: list[IDelayedCall] = []
         self._sending: SendQueueWatch | None = None
+        self._dismissed: list[RelayProtocol] = []
+        self._finished = False
         for side in (downstream, upstream):
             side.join(self)
         for side in (downstream, upstream):
             peer = self._peer(side)
             if peer.lost_for is None and side.lost_for is None:
-                peer.stream.registerProducer(side.transport, True)
+                peer.stream.registerProducer(_Source(self, side, peer), True)
         for side in (downstream, upstream):
             early, side.early = side.early, []
             for data in early:
@@ -109,9 +118,10 @@ class BufferedRelay:
             self._let_go(peer)
             return
         if ISSLTransport.providedBy(peer.transport):
+            self._end = self._end or FlowEnd.CLOSED
             self._let_go(peer)
-            return
-        peer.stream.loseWriteConnection()
+        else:
+            peer.stream.loseWriteConnection()
         if self._half_close_timeout is not None:
             self._timers.append(
                 self._reactor.callLater(self._half_close_timeout, self.abort, FlowEnd.IDLE_TIMEOUT)
@@ -123,7 +133,9 @@ class BufferedRelay:
         if peer.lost_for is not None:
             self._finish()
             return
-        if side.lost_for is not None and side.lost_for.check(error.ConnectionDone):
+        orderly = side.lost_for is not None and side.lost_for.check(error.ConnectionDone)
+        # Few TLS clients answer our close_notify before they close.
+        if orderly or side in self._dismissed:
             self._end = self._end or FlowEnd.CLOSED
             self._let_go(peer)
             return
@@ -131,8 +143,23 @@ class BufferedRelay:
             client = side is self._downstream
             self._end = FlowEnd.CLIENT_RESET if client else FlowEnd.SERVER_RESET
         peer.stream.unregisterProducer()
-        # A pull producer is asked for more when, and only when, all before is written.
-        peer.stream.registerProducer(_WhenWritten(peer, self._written), False)
+        if not peer.eof:
+            # What it sends is for nobody any more, but its own reset shows only so.
+            peer.stream.resumeProducing()
+        # TLS collects small writes until the reactor's next turn.
+        self._timers.append(self._reactor.callLater(0, self._flush, peer))
+
+    def _flush(self, side: RelayProtocol) -> None:
+        """Reset a side once everything is written and acknowledged."""
+        if side.write_ended:
+            self._written(side)
+            return
+        transport = side.transport
+        while isinstance(transport, ProtocolWrapper):
+            transport = transport.transport
+        stream = cast("FileDescriptor", transport)
+        stream.registerProducer(_WhenWritten(stream, lambda: self._written(side)), False)
+        stream.startWriting()
 
     def _written(self, side: RelayProtocol) -> None:
         self._sending = SendQueueWatch(
@@ -141,6 +168,7 @@ class BufferedRelay:
 
     def _let_go(self, side: RelayProtocol) -> None:
         """Close once everything is written."""
+        self._dismissed.append(side)
         side.stream.unregisterProducer()
         side.stream.loseConnection()
 
@@ -152,9 +180,13 @@ class BufferedRelay:
         if moved == moved_before:
             self.abort(FlowEnd.IDLE_TIMEOUT)
             return
+        self._timers = [timer for timer in self._timers if timer.active()]
         self._timers.append(self._reactor.callLater(timeout, self._watch_idleness, timeout, moved))
 
     def _finish(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
         if self._sending is not None:
             self._sending.cancel()
         for timer in self._timers:
@@ -163,22 +195,61 @@ class BufferedRelay:
         self._done(self.totals)
 
 
-@implementer(IPullProducer)
-class _WhenWritten:
-    """Calls back once a transport has written what it was given."""
+@implementer(IPushProducer)
+class _Source:
+    """A side as the producer of its peer.
 
-    def __init__(self, side: RelayProtocol, written: Callable[[RelayProtocol], None]) -> None:
+    The transport itself in that place would read on after its end, and would close
+    when its peer's closes (`stopProducing`).
+    """
+
+    def __init__(self, relay: BufferedRelay, side: RelayProtocol, peer: RelayProtocol) -> None:
+        self._relay = relay
         self._side = side
-        self._written = written
-        self._called = False
+        self._peer = peer
+
+    def pauseProducing(self) -> None:
+        """The peer can't take more."""
+        if self._side.lost_for is None:
+            self._side.stream.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Everything before us is written."""
-        if not self._called:
-            self._called = True
-            self._side.stream.unregisterProducer()
-            self._written(self._side)
+        """The peer has written everything."""
+        if self._side.eof:
+            # A transport that resumes its producer forgets that it was to end.
+            if not self._peer.write_ended:
+                self._peer.stream.loseWriteConnection()
+        elif self._side.lost_for is None:
+            self._side.stream.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The peer is about to be closed: last chance for what it still holds."""
+        connection = self._peer.stream.getHandle()
+        if self._relay.totals.end is None and isinstance(connection, socket.socket):
+            with suppress(OSError):
+                while data := connection.recv(_LAST_READ):
+                    self._relay.received(self._peer, data)
+
+
+@implementer(IPullProducer)
+class _WhenWritten:
+    """Calls back once a transport has written what it was given.
+
+    A pull producer is asked for more when all before is written, and once before
+    that, when it is registered.
+    """
+
+    def __init__(self, transport: FileDescriptor, written: Callable[[], None]) -> None:
+        self._transport = transport
+        self._written = written
+        self._calls = 0
+
+    def resumeProducing(self) -> None:
+        """Everything before us is written, or we have just been registered."""
+        self._calls += 1
+        if self._calls == 2:  # noqa: PLR2004 - the second time
+            self._transport.unregisterProducer()
+            self._written()
 
     def stopProducing(self) -> None:
         """The transport is gone."""
-        self._called = True

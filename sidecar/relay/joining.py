@@ -39,12 +39,18 @@ def join(
         to_upstream: Bytes already read from the client, delivered first.
 
     Returns:
-        Fires with the totals and the end reason after both are closed; never fails.
-        Cancelling it resets both sides.
+        Fires with the totals and the end reason after both are closed; fails only with
+        CancelledError. Cancelling it resets both sides.
     """
     joined = Joined()
     totals: Deferred[Totals] = Deferred(lambda _: joined.abort(FlowEnd.SHUTDOWN))
-    start(engine, downstream, upstream, totals.callback, joined, to_upstream=to_upstream)
+
+    def done(amount: Totals) -> None:
+        # Twisted's transports close in a later turn; a cancelled Deferred doesn't wait.
+        if not totals.called:
+            totals.callback(amount)
+
+    start(engine, downstream, upstream, done, joined, to_upstream=to_upstream)
     return totals
 
 

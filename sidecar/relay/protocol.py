@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 from typing import Protocol as Typed
 
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IProtocolFactory,
@@ -14,6 +16,7 @@ from twisted.internet.interfaces import (
     ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sidecar.linux.sockopt import reset_on_close
@@ -23,11 +26,13 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IAddress
     from twisted.internet.protocol import ServerFactory
-    from twisted.python.failure import Failure
 
     from sidecar.interfaces import IRelayReactor
 
 __all__ = ["RelayProtocol", "adopt"]
+
+# Bytes; what a reset connection still holds is no more than its receive buffer.
+_LAST_READ = 1 << 16
 
 
 class Stream(Typed):
@@ -70,6 +75,7 @@ class RelayProtocol(Protocol):
     Attributes:
         early: What arrived before it was joined, most often nothing.
         eof: The other process has sent all that it will.
+        write_ended: Our own FIN is out.
         lost_for: Why the connection is lost; None while it isn't.
         written: Bytes handed to the transport.
     """
@@ -81,6 +87,7 @@ class RelayProtocol(Protocol):
         self._detached: Callable[[socket.socket], None] | None = None
         self.early: list[bytes] = []
         self.eof = False
+        self.write_ended = False
         self.lost_for: Failure | None = None
         self.written = 0
 
@@ -122,6 +129,13 @@ class RelayProtocol(Protocol):
         # shutdown(): our duplicate keeps the connection open, so no RST is sent.
         self.stream.abortConnection()
 
+    def reset_before_adopted(self, connection: socket.socket) -> None:
+        """Take the last bytes of a connection that the other process has reset."""
+        self.lost_for = Failure(ConnectionLost())
+        with connection, suppress(OSError):
+            while data := connection.recv(_LAST_READ):
+                self.early.append(data)
+
     def join(self, relay: Owner) -> None:
         """Belong to a relay from here on."""
         self._relay = relay
@@ -148,6 +162,7 @@ class RelayProtocol(Protocol):
 
     def writeConnectionLost(self) -> None:
         """Our own FIN is out."""
+        self.write_ended = True
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone, by our wish or theirs."""
@@ -188,8 +203,15 @@ def adopt(reactor: IRelayReactor, connection: socket.socket, protocol: RelayProt
         reactor: Where it belongs.
         connection: Connected, non-blocking; closed here, the transport has its own
             descriptor.
-        protocol: Its protocol; `connectionMade` is called before this returns.
+        protocol: Its protocol; `connectionMade` is called before this returns, unless
+            the other process has reset the connection already: then `lost_for` is set.
     """
     factory = cast("ServerFactory", _One(protocol))
+    try:
+        connection.getpeername()
+    except OSError:
+        # Without a peer Twisted makes no transport.
+        protocol.reset_before_adopted(connection)
+        return
     reactor.adoptStreamConnection(connection.fileno(), connection.family, factory)
     connection.close()

@@ -1,0 +1,145 @@
+"""A real reactor that a test turns by hand: between two looks nothing happens."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, cast
+
+from support import PATIENCE, open_descriptors
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import LogLevel, globalLogPublisher
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from twisted.internet.defer import Deferred
+    from twisted.logger import LogEvent
+    from twisted.python.failure import Failure
+
+    from sidecar.interfaces import IRelayReactor
+
+__all__ = ["Turning", "turning"]
+
+
+class Turning:
+    """A reactor of the test's own, never run.
+
+    Attributes:
+        reactor: A real one, with real descriptors and timers.
+        logged: What was logged while it was turned, as text.
+        failures: Of these, what counts as a bug; a test that expects some clears it.
+    """
+
+    def __init__(self, *, threads: bool = False) -> None:
+        self._reactor = EPollReactor()
+        self.reactor = cast("IRelayReactor", self._reactor)
+        self.logged: list[str] = []
+        self.failures: list[str] = []
+        self._threads = threads
+        if threads:
+            # Starts the pool that names are resolved in.
+            self._reactor.startRunning(installSignalHandlers=False)
+        globalLogPublisher.addObserver(self._observe)
+
+    def _observe(self, event: LogEvent) -> None:
+        text = str(event.get("log_format", "")).format_map(_Shown(event))
+        self.logged.append(text)
+        if event.get("log_level") in {LogLevel.critical, LogLevel.error}:
+            self.failures.append(f"{text} {event.get('log_failure')}")
+
+    def turn(self, timeout: float = 0.0) -> None:
+        """Wait for one thing to happen, and let it.
+
+        Args:
+            timeout: Seconds to wait at most; 0 to see only what is there.
+        """
+        reactor = self._reactor
+        due = reactor.timeout()
+        reactor.doIteration(timeout if due is None else min(due, timeout))
+        reactor.runUntilCurrent()
+
+    def until(self, condition: Callable[[], object], *sockets: socket.socket) -> None:
+        """Turn until a condition holds.
+
+        Args:
+            condition: Looked at after every turn.
+            sockets: Of the test's; data or an end there is a turn, too.
+        """
+        deadline = time.monotonic() + PATIENCE
+        with ExitStack() as stack:
+            for sock in sockets:
+                wake = _Wake(sock)
+                self._reactor.addReader(wake)
+                stack.callback(self._reactor.removeReader, wake)
+            while not condition():
+                left = deadline - time.monotonic()
+                assert left > 0, "did not happen"
+                self.turn(left)
+
+    def result(self, deferred: Deferred[object]) -> object:
+        """Turn until a Deferred has fired; raise what it failed with."""
+        outcome: list[object] = []
+        failed: list[Failure] = []
+        deferred.addCallbacks(outcome.append, failed.append)
+        self.until(lambda: outcome or failed)
+        if failed:
+            failed[0].raiseException()
+        return outcome[0]
+
+    def settle(self) -> None:
+        """Turn until nothing more is to be done at once."""
+        for _ in range(20):
+            self.turn()
+
+    def close(self) -> None:
+        """Let go of the reactor, and see that nobody else holds on to it."""
+        globalLogPublisher.removeObserver(self._observe)
+        reactor = self._reactor
+        if self._threads:
+            reactor.fireSystemEvent("shutdown")
+            self.turn()
+        readers = reactor.removeAll()
+        calls = [call for call in reactor.getDelayedCalls() if call.active()]
+        for internal in list(reactor._internalReaders):
+            internal.connectionLost(None)
+        reactor._poller.close()
+        assert ([], [], []) == (readers, calls, self.failures)
+
+
+class _Shown(dict[str, object]):
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
+
+
+@implementer(IReadDescriptor)
+class _Wake:
+    """Ends a turn when a socket of the test's has something."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fileno = sock.fileno
+
+    def doRead(self) -> None:
+        pass
+
+    def connectionLost(self, reason: Failure) -> None:
+        pass
+
+    def logPrefix(self) -> str:
+        return "test"
+
+
+@contextmanager
+def turning(*, threads: bool = False) -> Iterator[Turning]:
+    """Make a reactor for one test; no descriptor, timer or bug may be left over."""
+    before = open_descriptors()
+    made = Turning(threads=threads)
+    try:
+        yield made
+    finally:
+        made.close()
+    after = open_descriptors()
+    assert before == after, (set(before.items()) - set(after.items()), set(after.items()) - set(before.items()))
