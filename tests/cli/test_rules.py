@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,15 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> 
         main(arguments)
     assert exited.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_the_reference_shows_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """The listing in docs/reference/rules.md is the command's output."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "rules.md"
+    text = page.read_text(encoding="utf-8")
+    command = next(
+        line for line in text.splitlines() if line.startswith("    sidecar rules show -")
+    )
+    listing = text.partition("```nft\n")[2].partition("```")[0]
+    assert main(command.split()[1:]) == 0
+    assert capsys.readouterr().out == listing

@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
-from integration.netns import Namespace
+from integration.netns import FAMILIES, Namespace
 
 from sidecar.addresses import SocketAddress
 from sidecar.cli import main
@@ -40,7 +40,7 @@ SYN_ONLY = pytest.mark.parametrize("syn_only", [False, True], ids=["plain", "syn
 
 
 def apply(namespace: Namespace, **options: object) -> RuleSet:
-    rules = RuleSet(**options)
+    rules = RuleSet(**options)  # type: ignore[arg-type]
     with namespace.entered():
         lifecycle.apply(rules)
     return rules
@@ -248,9 +248,12 @@ def test_loopback_passes(pair: Pair, mode: Mode, port: int) -> None:
         apply(near, mode=mode)
         for host in ("127.0.0.1", "127.8.8.8", "::1"):
             to = SocketAddress(host, port)
-            with near.listen(to) as server, near.connect(to) as client:
-                with server.accept()[0] as connection:
-                    talk(client, connection)
+            with (
+                near.listen(to) as server,
+                near.connect(to) as client,
+                server.accept()[0] as connection,
+            ):
+                talk(client, connection)
 
 
 @MODES
@@ -272,22 +275,22 @@ def test_filters(pair: Pair, port: int, mode: Mode, syn_only: bool) -> None:
         ({"mode": mode, "include_ports": (PortRange(1, 79), PortRange(81, 90))}, 80),
     ]
     for number, (given, at) in enumerate(passing):
-        for family in ("ipv4", "ipv6"):
+        for family in FAMILIES:
             ways = [(near, far, far.at(family, at))]
             if number < 2:
                 ways.append((far, near, near.at(family, at)))
             for client_host, server_host, to in ways:
                 with clean(near.namespace), server_host.namespace.listen(to) as server:
                     apply(near.namespace, **given)
-                    with client_host.namespace.connect(to) as client:
-                        with server.accept()[0] as connection:
-                            talk(client, connection)
+                    client = client_host.namespace.connect(to)
+                    with client, server.accept()[0] as connection:
+                        talk(client, connection)
     included = {
         "mode": mode,
         "include_cidrs": tuple(map(ip_network, ("10.71.0.2", "10.9.0.0/16", "fd71::/64"))),
         "include_ports": (PortRange(80, 80), PortRange(8000, 8999)),
     }
-    for family in ("ipv4", "ipv6"):
+    for family in FAMILIES:
         with clean(near.namespace), proxy(near.namespace, OUTBOUND, mode) as listener:
             apply(near.namespace, **included)
             with near.namespace.connect(far.at(family, 8500)):
@@ -411,18 +414,23 @@ def test_syn_only_spares_live_connections(
             OUTBOUND,
         ),
     }[way]
-    with clean(middle), server_in.listen(to) as server, client_in.connect(to) as client:
-        with server.accept()[0] as connection, proxy(middle, at, mode) as listener:
-            talk(client, connection)
-            apply(middle, mode=mode, syn_only=True, forwarded=True)
-            talk(client, connection)
-            talk(connection, client)
-            with client_in.connect(to) as later:
-                taken, destination = accepted_from(listener, mode)
-                with taken:
-                    assert destination == to
-                    talk(later, taken)
-            talk(client, connection)
+    with (
+        clean(middle),
+        server_in.listen(to) as server,
+        client_in.connect(to) as client,
+        server.accept()[0] as connection,
+        proxy(middle, at, mode) as listener,
+    ):
+        talk(client, connection)
+        apply(middle, mode=mode, syn_only=True, forwarded=True)
+        talk(client, connection)
+        talk(connection, client)
+        with client_in.connect(to) as later:
+            taken, destination = accepted_from(listener, mode)
+            with taken:
+                assert destination == to
+                talk(later, taken)
+        talk(client, connection)
 
 
 @MODES
@@ -674,7 +682,7 @@ def test_check_succeeds(
         ),
     ],
 )
-def test_check_says_what_is_wrong(
+def test_check_says_what_is_wrong(  # noqa: C901, PLR0912 - a line per way to break it
     pair: Pair, mode: Mode, broken: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1 and the reason in words."""
@@ -745,6 +753,12 @@ _COUNT_FORWARDED = """table inet count {
 """
 
 
+_DRAINING = (
+    "draining: new connections go direct; 1 connection still relayed. Run this again when they "
+    "have ended, or with --wait or --now\n"
+)
+
+
 @MODES
 def test_what_the_commands_say(
     pair: Pair, mode: Mode, port: int, capsys: pytest.CaptureFixture[str]
@@ -761,8 +775,7 @@ def test_what_the_commands_say(
             with relayed:
                 assert say(near, capsys, "remove") == (
                     0,
-                    "draining: new connections go direct; 1 connection still relayed. Run this "
-                    "again when they have ended, or with --wait or --now\n",
+                    _DRAINING,
                 )
                 status, said = say(near, capsys, "remove", "--wait", "0.3")
                 assert (status, said.splitlines()[0]) == (
@@ -803,3 +816,59 @@ def test_others_rules_are_warned_of(
         namespace.run([tool, "-t", "nat", "-F", "OUTPUT"])
         assert "warning" not in say(namespace, capsys, "apply", "--mode", mode.value)[1]
         remove(namespace)
+
+
+_COUNT_RESETS = """table ip count {
+ chain c {
+  type filter hook input priority -400;
+  tcp flags & rst == rst counter
+ }
+}
+"""
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["rules", "without_the_guard"])
+def test_invalid_packets_stay_away_from_the_application(
+    pair: Pair, port: int, guarded: bool
+) -> None:
+    """One that conntrack can't place is not translated; the application would reset it."""
+    near, far = pair.near.namespace, pair.far.namespace
+    to = pair.near.at("ipv4", port)
+    far.run(["nft", "-f", "-"], stdin=_COUNT_RESETS)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(clean(near))
+            listener = stack.enter_context(proxy(near, INBOUND, Mode.REDIRECT))
+            stack.enter_context(near.listen(to))
+            # With outbound rules the reset would itself be INVALID, and dropped.
+            apply(near, mode=Mode.REDIRECT, outbound_port=None)
+            if not guarded:
+                near.run(["nft", "delete chain inet sidecar inbound_invalid"])
+            client = stack.enter_context(far.connect(to))
+            connection = stack.enter_context(accepted_from(listener, Mode.REDIRECT)[0])
+            talk(client, connection)
+            source = SocketAddress.from_kernel(client.getsockname())
+            _send_out_of_window(far, source, to)
+            time.sleep(0.2)
+            counted = far.run(["nft", "list", "ruleset"]).stdout
+            assert ("counter packets 0 " in counted) == guarded, counted
+            talk(client, connection)
+    finally:
+        far.run(["nft", "delete table ip count"])
+
+
+def _send_out_of_window(namespace: Namespace, source: SocketAddress, to: SocketAddress) -> None:
+    """An ACK with numbers from nowhere."""
+    ends = source.ip.packed + to.ip.packed
+    numbers = (source.port, to.port, 0x7FFFFFFF, 0x12345678, 5 << 4, 0x10, 1000)
+    bare = struct.pack(">HHIIBBHHH", *numbers, 0, 0)
+    words = struct.unpack(">16H", ends + struct.pack(">HH", 6, len(bare)) + bare)
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    packet = bare[:16] + struct.pack(">H", ~total & 0xFFFF) + bare[18:]
+    with namespace.entered():
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with raw:
+        raw.bind((source.host, 0))
+        raw.sendto(packet, (to.host, 0))

@@ -51,7 +51,8 @@ _HERE_MAC, _THERE_MAC = bytes.fromhex("020000000001"), bytes.fromhex("0200000000
 _TCP = struct.Struct(">HHIIBBHHH")
 _SYN, _RST, _SYN_ACK = 0x02, 0x04, 0x12
 _SEQUENCE = 1000
-_ANSWER_SECONDS = 0.5
+_ANSWER_SECONDS = 2.0
+_RETRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +121,29 @@ def _try(addresses: _Addresses, interface: str, target: bytes, port: int) -> boo
         wire.bind((interface, everything))
         # Another each time: conntrack remembers the last one for a while.
         ports = (32768 + secrets.randbelow(28000), port)
-        wire.send(_frame(addresses, target, ports, _SYN, _SEQUENCE))
         deadline = time.monotonic() + _ANSWER_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            if not select.select([wire], [], [], left)[0]:
-                break
-            flags = _flags(addresses, wire.recv(2048), ports)
+        while (now := time.monotonic()) < deadline:
+            # Until the kernel has seen that the link is up, it drops what is sent.
+            wire.send(_frame(addresses, target, ports, _SYN, _SEQUENCE))
+            flags = _answer(addresses, wire, ports, now + _RETRY_SECONDS)
             if flags is None:
                 continue
             if flags & _SYN_ACK == _SYN_ACK:
                 wire.send(_frame(addresses, target, ports, _RST, _SEQUENCE + 1))
                 return True
-            if flags & _RST:
-                break
+            return False
     return False
+
+
+def _answer(
+    addresses: _Addresses, wire: socket.socket, ports: tuple[int, int], deadline: float
+) -> int | None:
+    """The TCP flags of the answer, None if there is none until then."""
+    while (left := deadline - time.monotonic()) > 0 and select.select([wire], [], [], left)[0]:
+        flags = _flags(addresses, wire.recv(2048), ports)
+        if flags is not None:
+            return flags
+    return None
 
 
 def _flags(addresses: _Addresses, frame: bytes, ports: tuple[int, int]) -> int | None:

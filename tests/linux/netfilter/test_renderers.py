@@ -20,6 +20,8 @@ from sidecar.linux.netfilter.model import Mode, PortRange, RuleSet
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _pytest.mark import ParameterSet
+
 FILTERS: dict[str, dict[str, object]] = {
     "none": {},
     "owners": {"exclude_uids": (0, 1337, 4294967294), "exclude_gids": (1337,)},
@@ -50,7 +52,7 @@ FILTERS: dict[str, dict[str, object]] = {
 PORTS = {"both": (15001, 15006), "outbound": (4140, None), "inbound": (None, 4143)}
 
 
-def _matrix() -> Iterator[pytest.param]:
+def _matrix() -> Iterator[ParameterSet]:
     for mode, ports, filters, syn_only, forwarded in itertools.product(
         Mode, PORTS, FILTERS, (False, True), (False, True)
     ):
@@ -64,7 +66,7 @@ def _matrix() -> Iterator[pytest.param]:
                 inbound_port=PORTS[ports][1],
                 syn_only=syn_only,
                 forwarded=forwarded,
-                **FILTERS[filters],
+                **FILTERS[filters],  # type: ignore[arg-type]
             ),
             id=name,
         )
@@ -231,7 +233,7 @@ def test_ten_thousand_networks(inside: Namespaces) -> None:
 def test_contradictions_are_refused(options: dict[str, object]) -> None:
     """With words, and before anything is made of them."""
     with pytest.raises(RulesError):
-        RuleSet(**options)
+        RuleSet(**options)  # type: ignore[arg-type]
 
 
 def test_equal_meaning_is_equal_value() -> None:
