@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +17,18 @@ if TYPE_CHECKING:
 _ports = itertools.count(20000)
 
 
+# In Debian: conntrack curl iproute2 iptables netcat-openbsd nftables util-linux wget.
+_PROGRAMS = (
+    *("conntrack", "curl", "ip", "ip6tables-restore", "iptables-restore"),
+    *("nc", "nft", "prlimit", "setpriv", "wget"),
+)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _namespaces() -> None:
-    """Skip where no namespace can be made."""
+    """Skip where no namespace can be made, or nothing be done in it."""
+    if missing := [program for program in _PROGRAMS if shutil.which(program) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     if reason := netns.why_impossible():
         pytest.skip(reason)
 

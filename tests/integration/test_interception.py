@@ -7,6 +7,7 @@ with it on the router between client and server.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from contextlib import ExitStack
@@ -36,6 +37,10 @@ _EXCLUSIONS = {"redirect": ("--exclude-uid", "1337"), "tproxy": ("--exclude-mark
 
 # Bytes; what any receive buffer of default size takes without being read.
 _SOME = bytes(range(256)) * 128
+# Seconds in which bytes move if they can.
+_PAUSE = 0.3
+# KiB of a relay's own memory that bytes on their way may take.
+_PIPE_AND_BUFFER = 2 * 1024
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,36 @@ def test_upload_arrives_intact(way: Way, server: SocketAddress) -> None:
         answer = origins.received(client).decode()
     assert origins.bulk_digest() == answer
     way.line(server, sent=origins.BULK_SIZE, received=len(answer), end="closed")
+
+
+@pytest.mark.parametrize("way", ["outbound"], indirect=True)
+def test_slow_server_stops_a_fast_client(way: Way, server: SocketAddress) -> None:
+    """While the server doesn't read, the proxy takes only what the kernel's buffers hold."""
+    blocks = [bytes(block) for block in origins.bulk()]
+    with (
+        way.server.namespace.listen(server) as listener,
+        way.client.namespace.connect(server) as client,
+        listener.accept()[0] as accepted,
+    ):
+        memory = way.sidecar.memory()
+        client.setblocking(False)
+        taken = 0
+        # A pause that is too short for a busy machine makes this test weaker, not wrong.
+        while select.select([], [client], [], _PAUSE)[1]:
+            serial, offset = divmod(taken, len(blocks[0]))
+            taken += client.send(memoryview(blocks[serial])[offset:])
+        assert taken < origins.BULK_SIZE
+        assert way.sidecar.memory() - memory < _PIPE_AND_BUFFER
+
+        client.settimeout(DEADLINE)
+        digest: list[str] = []
+        reader = threading.Thread(target=lambda: digest.append(origins.digest_of(accepted)))
+        reader.start()
+        client.sendall(b"".join(blocks)[taken:])
+        client.shutdown(socket.SHUT_WR)
+        reader.join(DEADLINE)
+        assert [origins.bulk_digest()] == digest
+    way.line(server, sent=origins.BULK_SIZE, received=0, end="closed")
 
 
 def test_both_directions_at_once_arrive_intact(way: Way, server: SocketAddress) -> None:

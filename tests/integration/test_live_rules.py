@@ -152,6 +152,24 @@ def test_applying_again_changes_nothing_for_what_is_relayed(
             assert exchange(connection, b"still there") == b"still there"
 
 
+@pytest.mark.parametrize("mode", _MODES)
+def test_flushing_conntrack_cuts_nothing(pair: Pair, outside: Path, mode: str, port: int) -> None:
+    """When the kernel forgets all connections (`conntrack -F`) those being relayed live on."""
+    near = pair.near.namespace
+    with (
+        running(near, cwd=outside, identity=_IDENTITIES[mode]) as sidecar,
+        _conversations(pair, port) as conversations,
+        applied(near, *_options(mode)),
+    ):
+        with ExitStack() as stack:
+            alive = [stack.enter_context(each.connect()[0]) for each in conversations]
+            near.run(["conntrack", "-F"])
+            for connection in alive:
+                assert exchange(connection, b"still there") == b"still there"
+        lines = sidecar.wait_for_lines(len(conversations))
+        assert ["closed"] * len(conversations) == [line["end"] for line in lines]
+
+
 def _connect_all(attempts: list[tuple[Host, SocketAddress]]) -> list[int]:
     """Try to connect everywhere at once; return the error numbers."""
     with ExitStack() as stack:
