@@ -858,17 +858,27 @@ def test_invalid_packets_stay_away_from_the_application(
 
 
 def _send_out_of_window(namespace: Namespace, source: SocketAddress, to: SocketAddress) -> None:
-    """An ACK with numbers from nowhere."""
-    ends = source.ip.packed + to.ip.packed
-    numbers = (source.port, to.port, 0x7FFFFFFF, 0x12345678, 5 << 4, 0x10, 1000)
-    bare = struct.pack(">HHIIBBHHH", *numbers, 0, 0)
-    words = struct.unpack(">16H", ends + struct.pack(">HH", 6, len(bare)) + bare)
-    total = sum(words)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    packet = bare[:16] + struct.pack(">H", ~total & 0xFFFF) + bare[18:]
+    """ACKs with numbers from nowhere.
+
+    From every quarter of the number space: conntrack takes those behind the window for
+    repetitions, and only those beyond it for INVALID.
+    """
     with namespace.entered():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with raw:
         raw.bind((source.host, 0))
-        raw.sendto(packet, (to.host, 0))
+        for sequence in range(0, 1 << 32, 1 << 30):
+            for acknowledged in range(0, 1 << 32, 1 << 30):
+                raw.sendto(_acknowledgement(source, to, sequence, acknowledged), (to.host, 0))
+
+
+def _acknowledgement(
+    source: SocketAddress, to: SocketAddress, sequence: int, acknowledged: int
+) -> bytes:
+    numbers = (source.port, to.port, sequence, acknowledged, 5 << 4, 0x10, 1000)
+    bare = struct.pack(">HHIIBBHHH", *numbers, 0, 0)
+    pseudo = source.ip.packed + to.ip.packed + struct.pack(">HH", socket.IPPROTO_TCP, len(bare))
+    total = sum(struct.unpack(">16H", pseudo + bare))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return bare[:16] + struct.pack(">H", ~total & 0xFFFF) + bare[18:]
