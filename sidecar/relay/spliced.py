@@ -141,6 +141,8 @@ class SplicedRelay:
             self._done(self.totals)
             return
         peer.forget_output()
+        # The event that led here may say that it can be read, too.
+        peer.events = 0
         engine = self.engine
         ResetWhenSent(engine.reactor, engine.poller, peer.sock, self._finished)
 
