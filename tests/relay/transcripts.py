@@ -64,6 +64,8 @@ NOISE_SIZE = 24 << 20
 SMALL_BUFFER = 1 << 14
 # Seconds without any movement after which a writer counts as stopped.
 _STILL = 0.03
+# Seconds between two looks at what is no event.
+_ASK_AGAIN = 0.001
 _CHUNK = 1 << 18
 
 
@@ -163,7 +165,9 @@ class Peer:
 
     def wait_until_acknowledged(self) -> None:
         """Turn until the relay's kernel has everything that was written."""
-        self._turning.until(lambda: unacknowledged(self.sock.fileno()) == 0)
+        # Of acknowledgements nobody tells.
+        while unacknowledged(self.sock.fileno()):
+            self._turning.turn(_ASK_AGAIN)
 
     @property
     def acknowledged(self) -> int:
