@@ -126,6 +126,26 @@ class TestDemo:
         assert_all_as_claimed(play(demo(), tmp_path, HOME=str(tmp_path), **elsewhere))
 
     @needs_root
+    @pytest.mark.parametrize(
+        ("sabotage", "fault"),
+        [
+            ("import sidecar.linux.netfilter.lifecycle as it; it.apply = print", "no line of it"),
+            ("import sidecar.cli.demo.proxy as it; it.Proxy.holds = print", "no socket of the"),
+        ],
+    )
+    def test_not_as_claimed(self, sabotage: str, fault: str, tmp_path: Path) -> None:
+        """Where interception doesn't work, it says what is wrong, and status 1."""
+        inside = "from sidecar.cli.demo.inside import main; import os"
+        program = (
+            f"import sys; sys.path[:] = {sys.path!r}; {sabotage}; {inside}; "
+            "sys.argv[1:] = ['tproxy', str(os.getppid())]; sys.exit(main())"
+        )
+        done = play([sys.executable, "-c", program], tmp_path)
+        assert 1 == done.returncode
+        assert re.search(rf"^   WRONG   .*{fault}", done.stdout, re.MULTILINE)
+        assert re.search(r"^\d of 8 not as claimed", done.stdout, re.MULTILINE)
+
+    @needs_root
     def test_refused(self, tmp_path: Path) -> None:
         """Where no namespace can be made: one line that says what to do, and status 1."""
         settings = {"max_user_namespaces": "0"}
@@ -303,6 +323,8 @@ class TestProxy:
     def test_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A proxy that ends tells why in its own words."""
         monkeypatch.setattr(proxy, "ARGUMENTS", ("-n", "--pidfile=", "sidecar"))
+        # Where nobody listens, whatever else runs here.
+        monkeypatch.setattr(proxy, "PORT", 1)
         started = Proxy()
         try:
             with pytest.raises(ProxyError, match="nothing to listen on"):

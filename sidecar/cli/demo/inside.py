@@ -30,7 +30,7 @@ __all__ = ["main"]
 _WIDTH = 96
 # Seconds; what is waited for takes milliseconds.
 _CLIENT_PATIENCE = 10.0
-_LOG_PATIENCE = 5.0
+_LOG_PATIENCE = 2.0
 # Seconds in which a log line that should not be there would have been written: lines
 # wait 50 ms for company.
 _LOG_SILENCE = 0.2

@@ -77,11 +77,8 @@ class Proxy:
         self.pid = self._process.pid
         self._log: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._printed: deque[str] = deque(maxlen=_KEPT_LINES)
-        for stream, take in (
-            (self._process.stdout, self._log.put),
-            (self._process.stderr, self._printed.append),
-        ):
-            threading.Thread(target=_read, args=(stream, take), daemon=True).start()
+        _start_reading(self._process.stdout, self._log.put)
+        self._reader = _start_reading(self._process.stderr, self._printed.append)
 
     def wait_until_it_listens(self) -> None:
         """Wait until connections can be made.
@@ -92,6 +89,8 @@ class Proxy:
         deadline = time.monotonic() + _PATIENCE
         while not listens(PORT, version=4, transparent=False):
             if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                self._reader.join()
                 raise ProxyError(list(self._printed))
             time.sleep(_POLL)
 
@@ -118,6 +117,12 @@ class Proxy:
         """End it at once, giving it no chance to tidy up."""
         self._process.kill()
         self._process.wait()
+
+
+def _start_reading(stream: Any, take: Any) -> threading.Thread:
+    thread = threading.Thread(target=_read, args=(stream, take), daemon=True)
+    thread.start()
+    return thread
 
 
 def _read(stream: IO[str], take: Any) -> None:
