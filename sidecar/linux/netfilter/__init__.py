@@ -1,11 +1,13 @@
 """Interception rules: what is intercepted, in three languages, and its coming and going.
 
     model       what to intercept                    RuleSet
-    chains      the rules that mean it               matches, statements, chains
+    vocabulary  in which words                       matches, statements
+    chains      the rules that mean it               chains_of()
     nft         … as nft text                        ┐
     iptables    … as iptables-restore text           ├ one renderer each
     expressions … as nf_tables expressions           ┘
-    table       our table in the kernel              made, read, drained, deleted
+    table       our table in the kernel              made, drained, deleted
+    readback    … and what it looks like there       read()
     lifecycle   the rules as a whole                 apply(), remove()
     probe       whether they are effective           check()
 

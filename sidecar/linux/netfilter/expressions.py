@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar.linux.netfilter.attributes import attribute, be32, nested, text
-from sidecar.linux.netfilter.chains import (
+from sidecar.linux.netfilter.intervals import Interval, intervals_of, key_type_of
+from sidecar.linux.netfilter.vocabulary import (
     Accept,
     ConnectionInvalid,
     ConnectionMark,
@@ -37,12 +38,11 @@ from sidecar.linux.netfilter.chains import (
     Tcp,
     Tproxy,
 )
-from sidecar.linux.netfilter.intervals import Interval, intervals_of, key_type_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.linux.netfilter.chains import Match, Rule, Statement
+    from sidecar.linux.netfilter.vocabulary import Match, Rule, Statement
 
 __all__ = ["Lookup", "encode_rule"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.chains import Destination, Owner, OwnerKind, Ports
+from sidecar.linux.netfilter.vocabulary import Destination, Owner, OwnerKind, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidecar.linux import routing
-from sidecar.linux.netfilter.chains import (
+from sidecar.linux.netfilter.chains import chains_of
+from sidecar.linux.netfilter.vocabulary import (
     Accept,
     ConnectionInvalid,
     ConnectionMark,
@@ -35,14 +36,13 @@ from sidecar.linux.netfilter.chains import (
     SocketTransparent,
     Tcp,
     Tproxy,
-    chains_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.linux.netfilter.chains import Chain, Match, Rule, Statement
     from sidecar.linux.netfilter.model import PortRange, RuleSet
+    from sidecar.linux.netfilter.vocabulary import Chain, Match, Rule, Statement
 
 __all__ = ["render"]
 

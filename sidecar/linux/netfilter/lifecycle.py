@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from sidecar.errors import RulesError
 from sidecar.linux import routing
-from sidecar.linux.netfilter import alive, table
+from sidecar.linux.netfilter import alive, readback, table
 from sidecar.linux.netfilter.model import Mode
 
 if TYPE_CHECKING:
     from sidecar.linux.netfilter.model import RuleSet
-    from sidecar.linux.netfilter.table import AppliedTable
+    from sidecar.linux.netfilter.readback import AppliedTable
 
 __all__ = ["Removal", "RemovalState", "apply", "count_alive", "remove"]
 
@@ -56,7 +56,7 @@ def apply(rules: RuleSet) -> int:
         RulesPrivilegeError: No CAP_NET_ADMIN over this network namespace.
         RulesError: The kernel lacks something, or lo is down; nothing has changed.
     """
-    before = table.read()
+    before = readback.read()
     other_mode = before is not None and before.mode is not rules.mode
     breaking = count_alive(before) if before is not None and other_mode else 0
     if not rules.needs_routing:
@@ -86,7 +86,7 @@ def remove(*, now: bool = False) -> Removal:
         RulesPrivilegeError: No CAP_NET_ADMIN over this network namespace.
         RulesError: The kernel refused.
     """
-    applied = table.read()
+    applied = readback.read()
     if applied is None:
         left_over = routing.remove_tproxy_routing()
         return Removal(RemovalState.REMOVED if left_over else RemovalState.ABSENT, 0)

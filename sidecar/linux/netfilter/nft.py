@@ -9,7 +9,10 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.chains import (
+from sidecar.linux.netfilter.chains import chains_of
+from sidecar.linux.netfilter.intervals import Interval, KeyType, intervals_of, key_type_of
+from sidecar.linux.netfilter.model import TABLE
+from sidecar.linux.netfilter.vocabulary import (
     Accept,
     Chain,
     ConnectionInvalid,
@@ -35,14 +38,11 @@ from sidecar.linux.netfilter.chains import (
     SocketTransparent,
     Tcp,
     Tproxy,
-    chains_of,
 )
-from sidecar.linux.netfilter.intervals import Interval, KeyType, intervals_of, key_type_of
-from sidecar.linux.netfilter.model import TABLE
 
 if TYPE_CHECKING:
-    from sidecar.linux.netfilter.chains import Match, Rule, Statement
     from sidecar.linux.netfilter.model import RuleSet
+    from sidecar.linux.netfilter.vocabulary import Match, Rule, Statement
 
 __all__ = ["render", "table_comment"]
 

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from sidecar.errors import RulesError
-from sidecar.linux.netfilter.table import other_nat_chains
+from sidecar.linux.netfilter.readback import other_nat_chains
 
 __all__ = ["hiding"]
 

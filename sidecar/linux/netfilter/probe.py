@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.addresses import SocketAddress
 from sidecar.linux import routing
-from sidecar.linux.netfilter import alive, inbound, others, table
+from sidecar.linux.netfilter import alive, inbound, others, readback
 from sidecar.linux.netfilter.model import Mode
 from sidecar.linux.sockopt import set_transparent
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sidecar.linux.netfilter.model import RuleSet
-    from sidecar.linux.netfilter.table import AppliedTable
+    from sidecar.linux.netfilter.readback import AppliedTable
 
 __all__ = ["Report", "check"]
 
@@ -78,7 +78,7 @@ def check(expected: RuleSet | None, destinations: tuple[SocketAddress, ...] = ()
         RulesPrivilegeError: Not allowed to look at the rules.
     """
     report = Report()
-    applied = table.read()
+    applied = readback.read()
     if applied is None:
         report.bad("there is no table inet sidecar here (sidecar rules apply makes it)")
         return report
@@ -107,7 +107,7 @@ def _look(report: Report, applied: AppliedTable, expected: RuleSet | None) -> No
         report.bad("the rules are draining: new connections are not intercepted")
     elif expected is None:
         report.good(f"the table inet sidecar is there, {mode} mode")
-    elif applied.fingerprint == table.fingerprint_of(expected):
+    elif applied.fingerprint == readback.fingerprint_of(expected):
         report.good(f"the table inet sidecar is there, {mode} mode, and what the options say")
     else:
         report.bad(

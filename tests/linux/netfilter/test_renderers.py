@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.errors import RulesError
-from sidecar.linux.netfilter import iptables, nft, table
+from sidecar.linux.netfilter import iptables, nft, readback, table
 from sidecar.linux.netfilter.model import Mode, PortRange, RuleSet
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def _agree(rules: RuleSet, inside: Namespaces) -> None:
     shown = nft.render(rules)
     table.install(rules)
     assert inside.run(0, "nft", "list", "ruleset") == shown
-    applied = table.read()
+    applied = readback.read()
     assert applied is not None
-    assert applied.fingerprint == table.fingerprint_of(rules)
+    assert applied.fingerprint == readback.fingerprint_of(rules)
     assert (applied.mode, applied.outbound_port, applied.inbound_port, applied.forwarded) == (
         rules.mode,
         rules.outbound_port,
@@ -211,9 +211,9 @@ def test_ten_thousand_networks(inside: Namespaces) -> None:
     base = int(ip_network("10.0.0.0/8").network_address)
     networks = tuple(ip_network((base + 512 * number, 24)) for number in range(10_000))
     table.install(RuleSet(exclude_cidrs=networks))
-    applied = table.read()
+    applied = readback.read()
     assert applied is not None
-    assert applied.fingerprint == table.fingerprint_of(RuleSet(exclude_cidrs=networks))
+    assert applied.fingerprint == readback.fingerprint_of(RuleSet(exclude_cidrs=networks))
 
 
 @pytest.mark.parametrize(
