@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer, tcp
@@ -19,8 +20,6 @@ from sidecar.relay.poller import READ
 from sidecar.relay.resets import reset
 
 if TYPE_CHECKING:
-    import socket
-
     from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
     from twisted.python.failure import Failure
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowPort", "twisted_address"]
 
+_STREAM = int(socket.SOCK_STREAM)
 # accept(2): the connection is gone, or a firewall refused it; the next one is fine.
 _NEXT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR})
 
@@ -73,6 +73,7 @@ class FlowPort:
         self._runtime = runtime
         self._socket = sock
         self._fd = sock.fileno()
+        self._family = int(sock.family)
         self._factory = factory
         self._finder = finder
         self._lender = lender
@@ -121,7 +122,9 @@ class FlowPort:
                 self._pause()
                 return
             try:
-                connection, sockaddr = self._socket.accept()
+                # What socket.accept() does, without asking for the listener's family
+                # and type, whose enums take longer than the system call.
+                fd, sockaddr = self._socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
             except BlockingIOError:
                 return
             except OSError as error:
@@ -129,6 +132,7 @@ class FlowPort:
                     continue
                 self._pause(error)
                 return
+            connection = socket.socket(self._family, _STREAM, 0, fd)
             connection.setblocking(False)
             self._accepted(connection, SocketAddress.from_kernel(sockaddr))
 

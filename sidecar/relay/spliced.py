@@ -138,7 +138,7 @@ class SplicedRelay:
         if not peer.watched:
             # Reset itself, or done both ways: then what is unsent is still sent.
             peer.release(reset if peer.dead else socket.socket.close)
-            self._done(self.totals)
+            self._finished()
             return
         peer.forget_output()
         # The event that led here may say that it can be read, too.
@@ -147,7 +147,14 @@ class SplicedRelay:
         ResetWhenSent(engine.reactor, engine.poller, peer.sock, self._finished)
 
     def _finished(self) -> None:
-        self._done(self.totals)
+        totals = self.totals
+        done, self._done = self._done, _nobody
+        # The halves know each other and us, and whoever is done knows us: left like
+        # that, every relay would wait for the garbage collector.
+        for half in (self.downstream, self.upstream):
+            del half.peer
+        del self.downstream, self.upstream
+        done(totals)
 
     def _close(self, end: FlowEnd, how: Callable[[socket.socket], None]) -> None:
         if self.end is not None:
@@ -156,7 +163,7 @@ class SplicedRelay:
         self._disarm()
         self.downstream.release(how)
         self.upstream.release(how)
-        self._done(self.totals)
+        self._finished()
 
     def _watch_idleness(self, timeout: float, moved_before: int) -> None:
         # Looking once a period costs nothing per read; a relay ends between one and
@@ -172,3 +179,7 @@ class SplicedRelay:
         for timer in (self._idle, self._grace):
             if timer is not None and timer.active():
                 timer.cancel()
+
+
+def _nobody(_: Totals) -> None:
+    """Whom a relay that is over calls."""
