@@ -131,7 +131,7 @@ class TestWheel:
 
     def test_command(self, installed: Path, tmp_path: Path) -> None:
         """The `sidecar` command is there, and so is `python -m sidecar.cli`."""
-        import sidecar  # noqa: PLC0415 - not importable where only the distribution is tested
+        import sidecar
 
         expected = f"sidecar {sidecar.__version__}\n"
         assert expected == run([installed / "sidecar", "--version"], tmp_path)
