@@ -52,6 +52,7 @@ TCP_CLOSE = 7
 _linger_reset = struct.pack("ii", 1, 0)
 _linger_off = struct.pack("ii", 0, 0)
 _int = struct.Struct("i")
+_unsigned = struct.Struct("I")
 
 
 def original_destination(connection: socket.socket, peer_is_ipv4: bool) -> SocketAddress:
@@ -129,7 +130,8 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     Raises:
         OSError: EPERM without CAP_NET_ADMIN and (since Linux 5.17) CAP_NET_RAW.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    # Packed: what Python takes as a number is signed.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _unsigned.pack(mark))
 
 
 def is_local_address(host: str) -> bool:
