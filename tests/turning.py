@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sidecar.interfaces import IRelayReactor
 
-__all__ = ["Turning", "turning"]
+__all__ = ["Turning", "nothing_left", "turning"]
 
 
 class Turning:
@@ -140,15 +140,22 @@ class _Wake:
 
 
 @contextmanager
-def turning(*, threads: bool = False) -> Iterator[Turning]:
-    """Make a reactor for one test; no descriptor, timer or bug may be left over."""
+def nothing_left() -> Iterator[None]:
+    """See that no descriptor is left over."""
     # pytest-twisted starts the global reactor, which takes two, in the midst of some test.
     running = vars(reactor).get("running")
     before = open_descriptors()
-    made = Turning(threads=threads)
-    try:
-        yield made
-    finally:
-        made.close()
+    yield
     if running == vars(reactor).get("running"):
         assert before == open_descriptors()
+
+
+@contextmanager
+def turning(*, threads: bool = False) -> Iterator[Turning]:
+    """Make a reactor for one test; no descriptor, timer or bug may be left over."""
+    with nothing_left():
+        made = Turning(threads=threads)
+        try:
+            yield made
+        finally:
+            made.close()
