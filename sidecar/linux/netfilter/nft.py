@@ -6,7 +6,7 @@ print a rule differently, the meaning is the same.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+import socket
 from typing import TYPE_CHECKING
 
 from sidecar.linux.netfilter.chains import chains_of
@@ -134,12 +134,16 @@ def _set_match(match: Destination | Ports | Owner) -> str:
     return f"{subject} {_not(negated)}{shown}"
 
 
-def _interval(interval: Interval, key_type: KeyType) -> str:
+def _value(value: int, key_type: KeyType) -> str:
     if not key_type.is_address:
-        first, last = str(interval.first), str(interval.last)
-    else:
-        address = IPv4Address if key_type.octets == _IPV4_OCTETS else IPv6Address
-        first, last = str(address(interval.first)), str(address(interval.last))
+        return str(value)
+    # As nft has it from libc, which differs from str(IPv6Address) in ::ffff:192.0.2.1.
+    family = socket.AF_INET if key_type.octets == _IPV4_OCTETS else socket.AF_INET6
+    return socket.inet_ntop(family, value.to_bytes(key_type.octets, "big"))
+
+
+def _interval(interval: Interval, key_type: KeyType) -> str:
+    first, last = _value(interval.first, key_type), _value(interval.last, key_type)
     if interval.is_single:
         return first
     if key_type.is_address:

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.errors import RulesError
@@ -198,6 +198,7 @@ def _rule_sets(draw: st.DrawFn) -> RuleSet:
 
 
 @given(rules=_rule_sets())
+@example(rules=RuleSet(exclude_cidrs=(ip_network("::ffff:0:0/96"), ip_network("::7f00:0/104"))))
 @settings(deadline=None)
 def test_any_rule_set(rules: RuleSet, inside: Namespaces) -> None:
     """Whatever the options, text, kernel and iptables agree."""
