@@ -12,7 +12,7 @@ from twisted.python import usage
 
 from sidecar.config import COMMAND_LINE, Config, load
 from sidecar.dialing import Source
-from sidecar.endpoints import adopt_port
+from sidecar.endpoints import TransparentServerEndpoint, adopt_port
 from sidecar.errors import ConfigError, ListenError, SidecarError
 from sidecar.flow import ListenerKind
 from sidecar.observe.access_log import AccessLog
@@ -101,7 +101,7 @@ class Options(usage.Options):
             description = getattr(config, key)
             if description is not None:
                 place = self._place(f"--{key}" if self[key] is not None else None, key)
-                _check(serverFromString, reactor, *place, description)
+                _check(_transparent_endpoint, reactor, *place, description)
         from_file = len(config.forward) - len(self["forward"])
         for index, forward in enumerate(config.forward):
             flag = "--forward" if index >= from_file else None
@@ -113,6 +113,12 @@ class Options(usage.Options):
     def _place(self, flag: str | None, key: str) -> tuple[str, str]:
         """Whence a value came: the command line and its flag, or the file and its key."""
         return (self["config"], key) if flag is None else (COMMAND_LINE, flag)
+
+
+def _transparent_endpoint(reactor: object, description: str) -> None:
+    if not isinstance(serverFromString(reactor, description), TransparentServerEndpoint):
+        problem = "no other endpoint knows where a connection wanted to go"
+        raise ValueError(f"expected transparent:PORT; {problem}")  # noqa: TRY004 - a value's
 
 
 def _check(

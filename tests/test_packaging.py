@@ -170,7 +170,6 @@ def test_plugin_only_names() -> None:
         "sidecar.endpoints",
         "sidecar.listening",
         "twisted.internet.reactor",
-        "pyroute2",
         "msgspec",
     }
     assert set() == heavy.intersection(loaded)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.protocol import Factory
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
@@ -47,27 +48,13 @@ class _RelayFactory(Factory):
         self.kind = kind
         self.source = source
 
-    def upstream_of(self, flow: Flow) -> Upstream:
-        """Where a flow is to be relayed to."""
+    def upstream_of(self, flow: Flow) -> Upstream | None:
+        """Where a flow is to be relayed to; None if nobody can tell."""
         raise NotImplementedError
 
     def socket_accepted(self, connection: socket.socket, flow: Flow) -> None:
         """Dial and relay (ISocketFactory)."""
         _Relaying(self, connection, flow)
-
-    def buildProtocol(self, addr: IAddress | None) -> RelayProtocol:  # noqa: ARG002
-        """Serve any other endpoint of Twisted's: TLS, unix, wrapped and adopted ones."""
-        return RelayProtocol(self._made)
-
-    def _made(self, protocol: RelayProtocol) -> None:
-        flow = Flow(
-            self.kind,
-            _address(protocol.stream.getPeer()),
-            _address(protocol.stream.getHost()),
-            None,
-            self.runtime.observer,
-        )
-        _Relaying(self, protocol, flow)
 
 
 class StaticRelayFactory(_RelayFactory):
@@ -97,15 +84,33 @@ class StaticRelayFactory(_RelayFactory):
         flow.destination_from = DestinationSource.STATIC
         return self._upstream
 
+    def buildProtocol(self, addr: IAddress | None) -> RelayProtocol:  # noqa: ARG002
+        """Serve any other endpoint of Twisted's: TLS, unix, wrapped and adopted ones."""
+        return RelayProtocol(self._made)
+
+    def _made(self, protocol: RelayProtocol) -> None:
+        flow = Flow(
+            self.kind,
+            _address(protocol.stream.getPeer()),
+            _address(protocol.stream.getHost()),
+            None,
+            self.runtime.observer,
+        )
+        _Relaying(self, protocol, flow)
+
 
 class TransparentRelayFactory(_RelayFactory):
     """Relays every connection to its original destination.
+
+    For `TransparentServerEndpoint` alone.
 
     Args:
         runtime: Shared with every other listener of the process.
         kind: Whether the connections leave this host or arrive for it.
         source: Where from; None leaves it to the kernel.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -116,9 +121,13 @@ class TransparentRelayFactory(_RelayFactory):
     ) -> None:
         super().__init__(runtime, kind, source)
 
-    def upstream_of(self, flow: Flow) -> Upstream:
-        """The original destination; listeners hand over only flows that have one."""
-        return cast("SocketAddress", flow.destination)
+    def buildProtocol(self, addr: IAddress | None) -> None:  # noqa: ARG002
+        """Refuse: no other endpoint of Twisted's knows where a connection wanted to go."""
+        self._log.error("transparent relaying needs a transparent: endpoint; connection refused")
+
+    def upstream_of(self, flow: Flow) -> Upstream | None:
+        """The original destination."""
+        return flow.destination
 
 
 class _Relaying:
@@ -139,9 +148,14 @@ class _Relaying:
         self._joined: Joined | None = None
         self._local: SocketAddress | None = None
         self._watched = False
-        self._connecting: Dial | Connecting | None = reach(
-            factory.runtime, factory.upstream_of(flow), factory.source, self._connected
-        )
+        self._connecting: Dial | Connecting | None = None
+        upstream = factory.upstream_of(flow)
+        if upstream is None:
+            flow.verdict = Verdict.DENY
+            flow.reason = "unknown_destination"
+            self._refuse(FlowEnd.DENIED)
+            return
+        self._connecting = reach(factory.runtime, upstream, factory.source, self._connected)
         if self._connecting is not None:
             self._watch()
 
