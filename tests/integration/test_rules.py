@@ -5,6 +5,7 @@ A plain listener stands for the proxy; what it does with a connection is tested 
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import fcntl
 import os
@@ -563,6 +564,7 @@ def _in_own_namespaces(mode: Mode) -> str:
 @MODES
 def test_rootless(mode: Mode) -> None:
     """As nobody, in a user and network namespace of one's own, with no program's help."""
+    codecs.lookup("ascii")  # nobody may not read where it is imported from
     said = as_nobody(lambda: _in_own_namespaces(mode))
     print(said)
     assert said.startswith("removed after being applied in "), said
