@@ -34,9 +34,9 @@ _MANY = 5_000
 _DESCRIPTORS_FOR_MANY = 12_000
 # Connections one after another.
 _VERY_MANY = 100_000
-# Lots of `_MANY`. The first two warm up: how many of the allocators' arenas stay, which
-# are given back only when wholly empty, differs from lot to lot (7 MiB, measured).
-_LOTS = 4
+# Lots of `_MANY`. The first two warm up: the allocators keep arenas that aren't wholly
+# empty, and the most that they need at once differs a little from lot to lot.
+_LOTS = 3
 # KiB that may be resident beyond what was after warming up, when all connections have
 # gone. The smallest leak that there can be, a 64-byte object per connection, would come
 # to 6 MiB after the very many.
