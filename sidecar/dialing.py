@@ -182,21 +182,24 @@ class Dialer:
         self._poller.unregister(sock.fileno())
 
     def _expire(self) -> None:
-        self._timer = None
+        # Set until the end, so that a dial made meanwhile starts no second timer.
         now = self._clock.seconds()
-        for dial, deadline in list(self._waiting.items()):
+        while self._waiting:
+            dial, deadline = next(iter(self._waiting.items()))
             if deadline > now:
                 self._timer = self._clock.callLater(deadline - now, self._expire)
                 return
-            dial.expire(self._timeout)
-
-        # With nothing left the timer stays off until the next dial.
+            try:
+                dial.expire(self._timeout)
+            except Exception:  # noqa: BLE001 - one connection's bug must not keep the others
+                self._log.failure("bug in who dialled")
+        self._timer = None
 
     def close(self) -> None:
         """Stop the timer; nobody may be dialling any more."""
-        if self._timer is not None:
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            self._timer = None
+        self._timer = None
 
 
 class Dial:

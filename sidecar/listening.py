@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
 from sidecar.destinations import NotIntercepted, OriginalDestination
-from sidecar.flow import Flow, ListenerKind
+from sidecar.flow import Flow, FlowEnd, ListenerKind
 from sidecar.interfaces import IFlowObserver, ISocketFactory
 from sidecar.relay.poller import READ
 from sidecar.relay.resets import reset
@@ -178,7 +178,12 @@ class FlowPort:
             None if destination is None else destination.found_by,
             self,
         )
-        self._sockets.socket_accepted(connection, flow)
+        try:
+            self._sockets.socket_accepted(connection, flow)
+        except Exception:  # noqa: BLE001 - somebody else's code; see `failed`
+            self._log.failure("bug in a factory; the connection is closed")
+            reset(connection)
+            flow.finish(FlowEnd.PROTOCOL_ERROR)
 
     def _refuse(
         self, connection: socket.socket, source: SocketAddress, found: NotIntercepted
@@ -201,7 +206,13 @@ class FlowPort:
         source: SocketAddress,
         destination: OriginalDestination | None,
     ) -> None:
-        protocol = self._factory.buildProtocol(twisted_address(source))
+        try:
+            protocol = self._factory.buildProtocol(twisted_address(source))
+        except Exception:  # noqa: BLE001 - somebody else's code; see `failed`
+            self._log.failure("bug in a factory; the connection is closed")
+            reset(connection)
+            self._runtime.admission.closed()
+            return
         if protocol is None:
             connection.close()
             self._runtime.admission.closed()
