@@ -149,7 +149,10 @@ def _outbound(
         return
     outcomes = [_connect(report, applied, each) for each in destinations]
     if not any(outcomes):
-        report.bad("outbound: no address family has a route, so nothing can be shown")
+        report.bad(
+            "outbound: no address family has a route there, so nothing can be shown; name an "
+            "address that this host has a route to: --probe ADDRESS:PORT"
+        )
 
 
 def _connect(report: Report, applied: AppliedTable, to: SocketAddress) -> bool:
