@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IHostResolution, IReactorPluggableNameResolver
 
 __all__ = ["HostPort", "Upstream", "parse_upstream", "resolve"]
+
+# A backslash takes a colon its meaning (twisted.internet.endpoints).
+_SEPARATOR = re.compile(r"(?<!\\):")
 
 
 class HostPort(msgspec.Struct, frozen=True):
@@ -51,8 +55,8 @@ def parse_upstream(reactor: object, description: str) -> Upstream:
     """
     name, _, rest = description.partition(":")
     if name == "tcp":
-        host, colon, port = rest.replace("\\:", ":").rpartition(":")
-        if colon and "=" not in rest:
+        host, port = _host_and_port(rest)
+        if port:
             number = parse_port(port)
             if host.startswith("[") and host.endswith("]"):
                 host = host[1:-1]
@@ -64,6 +68,20 @@ def parse_upstream(reactor: object, description: str) -> Upstream:
                 return HostPort(host, number)
     endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
     return endpoint
+
+
+def _host_and_port(arguments: str) -> tuple[str, str]:
+    """The two arguments of a TCP endpoint, in order or by name; empty where there are others."""
+    if "=" not in arguments:
+        host, _, port = arguments.replace("\\:", ":").rpartition(":")
+        return host, port
+    given = {"host": "", "port": ""}
+    for position, argument in enumerate(_SEPARATOR.split(arguments)):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = ("host", "port", "timeout", "bindAddress")[min(position, 3)], name
+        given[name] = value.replace("\\:", ":")
+    return (given["host"], given["port"]) if given.keys() == {"host", "port"} else ("", "")
 
 
 def resolve(
@@ -78,6 +96,12 @@ def resolve(
         name: What to resolve.
         done: Called once with the addresses in the resolver's order; none on failure.
     """
+    try:
+        name.host.encode("idna")
+    except UnicodeError:
+        # Twisted's resolver would never answer (RFC 1035 §2.3.4: empty and long labels).
+        done([])
+        return
     reactor.nameResolver.resolveHostName(
         _Addresses(name.port, done), name.host, portNumber=name.port
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from sidecar.cli.rules.options import (
 from sidecar.errors import RulesError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from sidecar.linux.netfilter.model import RuleSet
