@@ -148,6 +148,8 @@ class _Relaying:
         self._joined: Joined | None = None
         self._local: SocketAddress | None = None
         self._watched = False
+        if isinstance(side, RelayProtocol):
+            factory.runtime.poller.wards.add(self)
         self._connecting: Dial | Connecting | None = None
         upstream = factory.upstream_of(flow)
         if upstream is None:
@@ -181,8 +183,16 @@ class _Relaying:
 
     def shut_down(self) -> None:
         """The process ends."""
-        if self._watched:
+        if self._watched or self._joined is None:
             self._give_up(FlowEnd.SHUTDOWN)
+            return
+        self._joined.abort(FlowEnd.SHUTDOWN)
+        # Twisted's transports close in a later turn, which may not come.
+        totals = self._joined.totals
+        if totals is None:
+            self._ended(FlowEnd.SHUTDOWN)
+        else:
+            self._relayed(totals._replace(end=FlowEnd.SHUTDOWN))
 
     def looped(self) -> None:
         """The upstream connection came back to one of our own listeners."""
@@ -251,6 +261,7 @@ class _Relaying:
         self._ended(totals.end or FlowEnd.CLOSED)
 
     def _ended(self, end: FlowEnd) -> None:
+        self._factory.runtime.poller.wards.discard(self)
         self._flow.finish(end)
 
 

@@ -69,6 +69,11 @@ class Joined:
         if self._aborted is not None:
             relay.abort(self._aborted)
 
+    @property
+    def totals(self) -> Totals | None:
+        """Bytes handed on so far; None where the relay hasn't started."""
+        return None if self._relay is None else self._relay.totals
+
     def abort(self, end: FlowEnd) -> None:
         """Reset both sides with this end, or as soon as the relay starts."""
         self._aborted = end

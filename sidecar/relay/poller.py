@@ -64,6 +64,7 @@ class Poller:
         reactor: Watches the epoll descriptor from now until `close`.
 
     Attributes:
+        wards: To be shut down with the others, though Twisted watches for them.
         modify: ``modify(fd, events)`` changes what a watched descriptor is
             watched for; epoll's own method, since it is called so often.
     """
@@ -75,6 +76,7 @@ class Poller:
         self._reactor = reactor
         self._epoll = select.epoll()
         self._pollables: dict[int, Pollable] = {}
+        self.wards: set[Pollable] = set()
         self.modify = self._epoll.modify
         reactor.addReader(self)
 
@@ -108,8 +110,8 @@ class Poller:
         del self._pollables[fd]
 
     def pollables(self) -> list[Pollable]:
-        """Everything that is watched now."""
-        return list(self._pollables.values())
+        """Everything that is watched now, and the wards."""
+        return [*self._pollables.values(), *self.wards]
 
     def close(self) -> None:
         """Stop watching anything; the descriptors themselves stay open."""
@@ -117,6 +119,7 @@ class Poller:
             return
         self._reactor.removeReader(self)
         self._pollables.clear()
+        self.wards.clear()
         self._epoll.close()
 
     def doRead(self) -> None:
