@@ -402,8 +402,9 @@ def play(steps: list[Step], kind: Kind, buffers: int | None) -> None:
             else:
                 (client if step.who == "client" else server).do(step)
         was_reset = client.gone or server.gone
-        if not was_reset:
-            # Both say goodbye and listen to the end.
+        if not was_reset or kind is Kind.BUFFERED:
+            # Both say goodbye and listen to the end. Twisted's transports don't notice
+            # that a side which has said all is reset, until there is something for it.
             for process in (client, server):
                 process.do(Step("client", "half_close", 0))
 
