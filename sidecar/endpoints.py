@@ -20,12 +20,13 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
 from sidecar.destinations import DestinationFinder, InterceptMode
 from sidecar.dialing import Source
-from sidecar.errors import DialError, ListenError, ListenPrivilegeError
+from sidecar.errors import ConnectionRefused, DialError, ListenError, ListenPrivilegeError
 from sidecar.interfaces import ISocketFactory
 from sidecar.linux.sockopt import keep_alive, set_mark, set_transparent
 from sidecar.listening import FlowPort
@@ -206,12 +207,19 @@ class TransparentClientEndpoint:
                 connected.errback(outcome)
                 return
             keeper = _Keeper(protocolFactory)
+            try:
+                outcome.getpeername()
+            except OSError as error:
+                # Reset already; without a peer Twisted makes no transport.
+                outcome.close()
+                connected.errback(ConnectionRefused(str(self._address), str(error.strerror)))
+                return
             runtime.reactor.adoptStreamConnection(
                 outcome.fileno(), outcome.family, cast("ServerFactory", keeper)
             )
             outcome.close()
             if keeper.protocol is None:
-                connected.errback(NoProtocol())
+                connected.errback(keeper.failure or NoProtocol())
             else:
                 connected.callback(keeper.protocol)
 
@@ -226,12 +234,16 @@ class _Keeper:
     def __init__(self, wrapped: IProtocolFactory) -> None:
         self._wrapped = wrapped
         self.protocol: IProtocol | None = None
+        self.failure: Failure | None = None
         self.doStart = wrapped.doStart
         self.doStop = wrapped.doStop
 
     def buildProtocol(self, addr: IAddress) -> IProtocol | None:
         """The wrapped factory's protocol."""
-        self.protocol = self._wrapped.buildProtocol(addr)
+        try:
+            self.protocol = self._wrapped.buildProtocol(addr)
+        except Exception:  # noqa: BLE001 - whoever waits for the connection gets it
+            self.failure = Failure()
         return self.protocol
 
 

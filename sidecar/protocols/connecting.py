@@ -146,7 +146,7 @@ class Connecting:
         problem = failure.getErrorMessage()
         if failure.check(error.ConnectionRefusedError) is not None:
             self._finish(ConnectionRefused("endpoint", problem), None)
-        elif failure.check(error.TimeoutError) is not None:
+        elif failure.check(error.TimeoutError, error.TCPTimedOutError) is not None:
             self._finish(ConnectionTimeout("endpoint", problem), None)
         elif failure.check(error.DNSLookupError) is not None:
             self._finish(NameNotResolved("endpoint", problem), None)
