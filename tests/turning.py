@@ -139,15 +139,20 @@ class _Wake:
         return "test"
 
 
+def _descriptors() -> dict[int, str]:
+    # Twisted keeps one of /dev/null in reserve from the first port that listens.
+    return {fd: to for fd, to in open_descriptors().items() if to != "/dev/null"}
+
+
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """See that no descriptor is left over."""
     # pytest-twisted starts the global reactor, which takes two, in the midst of some test.
     running = vars(reactor).get("running")
-    before = open_descriptors()
+    before = _descriptors()
     yield
     if running == vars(reactor).get("running"):
-        assert before == open_descriptors()
+        assert before == _descriptors()
 
 
 @contextmanager
