@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from privileges import without_capabilities
+from support import PATIENCE
+from turning import Turning, turning
+from twisted.application.service import IService, IServiceMaker, ServiceMaker
+from twisted.plugin import IPlugin, getPlugins
+from twisted.python.usage import UsageError
+from zope.interface.verify import verifyObject
+
+import sidecar
+from sidecar.config import Config, Forward
+from sidecar.errors import ConfigError, ListenError
+from sidecar.tap import Options, SidecarService
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHECKOUT = str(Path(sidecar.__file__).parent.parent)
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": _CHECKOUT, "PYTHONUNBUFFERED": "1"}
+_COMMAND = [str(Path(sys.executable).parent / "twistd"), "--nodaemon", "--pidfile=", "sidecar"]
+
+
+def twistd(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run twistd to its end."""
+    return subprocess.run(
+        [*_COMMAND, *arguments],
+        cwd=directory,
+        env=_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+@contextmanager
+def running(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run twistd until it says that it listens; kill it afterwards."""
+    with subprocess.Popen(
+        [*_COMMAND, *arguments],
+        cwd=directory,
+        env=_ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if "listens on" in line:
+                    break
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def parsed(*arguments: str) -> Options:
+    """Read a command line."""
+    options = Options()
+    options.parseOptions(arguments)  # type: ignore[no-untyped-call]
+    return options
+
+
+class TestPlugin:
+    def test_discovered(self) -> None:
+        """Twistd finds the service among its plugins, once, as what it expects."""
+        (found,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "sidecar"]
+        assert isinstance(found, ServiceMaker)
+        assert verifyObject(IServiceMaker, found)
+        assert verifyObject(IPlugin, found)
+        assert Options is found.options
+
+
+class TestOptions:
+    def test_flags(self) -> None:
+        """Flags are the configuration."""
+        config = parsed(
+            *("--outbound", "transparent:15001", "--inbound", "transparent:15006"),
+            *("--forward", "tcp:8001 tcp:10.0.0.1:80", "--forward", "tcp:8002 tcp:10.0.0.1:81"),
+            *("--access-log", "-"),
+        ).to_config()
+        expected = Config(
+            outbound="transparent:15001",
+            inbound="transparent:15006",
+            forward=(
+                Forward("tcp:8001", "tcp:10.0.0.1:80"),
+                Forward("tcp:8002", "tcp:10.0.0.1:81"),
+            ),
+            access_log="-",
+        )
+        assert expected == config
+
+    def test_file(self, tmp_path: Path) -> None:
+        """A file's configuration is the flags' ground."""
+        file = tmp_path / "sidecar.toml"
+        file.write_text('outbound = "transparent:1"\nmark = 7\n')
+        config = parsed("--config", str(file), "--outbound", "transparent:2").to_config()
+        assert Config(outbound="transparent:2", mark=7) == config
+
+    def test_nothing(self) -> None:
+        """Something must be listened on."""
+        with pytest.raises(ConfigError, match="nothing to listen on"):
+            parsed().to_config()
+
+    def test_unknown_flag(self) -> None:
+        """A flag that there isn't is a usage error."""
+        with pytest.raises(UsageError):
+            parsed("--outbund", "transparent:1")
+
+
+class TestService:
+    @pytest.fixture(name="turning")
+    def _turning(self) -> Iterator[Turning]:
+        with turning() as made:
+            yield made
+
+    def test_life(self, turning: Turning, free_port: int) -> None:
+        """It listens as soon as it is started with privileges, and stops without a trace."""
+        forward = Forward(f"tcp:{free_port}:interface=127.0.0.1", "tcp:127.0.0.1:1")
+        config = Config(outbound="transparent:0:interface=127.0.0.1", forward=(forward,), mark=0)
+        service = SidecarService(turning.reactor, config)
+        assert verifyObject(IService, service)
+        service.privilegedStartService()
+        service.startService()  # type: ignore[no-untyped-call]
+        with socket.create_connection(("127.0.0.1", free_port), PATIENCE) as client:
+            client.setblocking(False)
+            turning.settle()
+        turning.result(service.stopService())  # type: ignore[arg-type] # Deferred[None]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", free_port), PATIENCE)
+
+    def test_stopped_before_started(self, turning: Turning) -> None:
+        """One that was never started can be stopped."""
+        service = SidecarService(turning.reactor, Config(outbound="transparent:1"))
+        turning.result(service.stopService())  # type: ignore[arg-type] # Deferred[None]
+
+    def test_taken(
+        self, turning: Turning, free_port: int, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A port that is taken ends the process with one line and status 1."""
+        with socket.socket() as holder:
+            holder.bind(("127.0.0.1", free_port))
+            holder.listen()
+            config = Config(outbound=f"transparent:{free_port}:interface=127.0.0.1")
+            service = SidecarService(turning.reactor, config)
+            with pytest.raises(SystemExit) as caught:
+                service.privilegedStartService()
+            turning.result(service.stopService())  # type: ignore[arg-type] # Deferred[None]
+        assert 1 == caught.value.code
+        assert ListenError.__name__ not in capfd.readouterr().err
+
+
+class TestProcess:
+    def test_help(self, tmp_path: Path) -> None:
+        """--help lists every flag."""
+        done = twistd(tmp_path, "--help")
+        assert 0 == done.returncode
+        for flag in ("--config", "--outbound", "--inbound", "--forward", "--access-log"):
+            assert flag in done.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "nothing to listen on"),
+            (["--outbound", "nonsense"], "command line: --outbound = 'nonsense'"),
+            (["--outbound", "transparent:http"], "port=http"),
+            (["--outbound", "tcp:15001"], "expected transparent:PORT"),
+            (["--inbound", ""], "--inbound"),
+            (["--forward", "tcp:8001"], 'expected two endpoint strings, "LISTEN CONNECT"'),
+            (["--forward", "tcp:8001 nonsense:1"], "--forward"),
+            (["--forward", "tcp:8001 tcp:10.0.0.1:0"], "--forward"),
+            (["--config", "missing.toml"], "missing.toml: can't be read"),
+            (["--outbound", "transparent:1", "--access-log", "/nowhere/log"], "/nowhere/log"),
+        ],
+    )
+    def test_bad_configuration(self, tmp_path: Path, arguments: list[str], said: str) -> None:
+        """A bad configuration is one line that names the place, and status 1."""
+        done = twistd(tmp_path, *arguments)
+        assert 1 == done.returncode
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("twistd sidecar: ")
+        assert said in line
+
+    def test_bad_file(self, tmp_path: Path) -> None:
+        """Likewise in a file: its name, the key, the value."""
+        (tmp_path / "sidecar.toml").write_text('outbound = "transparent:15001:mode=x"\n')
+        done = twistd(tmp_path, "--config", "sidecar.toml")
+        assert 1 == done.returncode
+        (line,) = done.stderr.strip().splitlines()
+        assert "sidecar.toml: outbound = 'transparent:15001:mode=x': mode=x" in line
+
+    @pytest.mark.parametrize("flag", ["--outbound", "--forward"])
+    def test_taken(self, tmp_path: Path, flag: str) -> None:
+        """A port that is taken is one line, and status 1, whoever's endpoint it is."""
+        with socket.socket() as holder:
+            holder.bind(("127.0.0.1", 0))
+            holder.listen()
+            port = holder.getsockname()[1]
+            values = {
+                "--outbound": f"transparent:{port}:interface=127.0.0.1:mode=redirect",
+                "--forward": f"tcp:{port}:interface=127.0.0.1 tcp:127.0.0.1:1",
+            }
+            done = twistd(tmp_path, flag, values[flag])
+        assert 1 == done.returncode
+        lines = [line for line in done.stderr.splitlines() if "twistd sidecar: " in line]
+        assert 1 == len(lines)
+        assert str(port) in lines[0]
+        assert "Traceback" not in done.stdout + done.stderr
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_signal(self, tmp_path: Path, free_port: int, number: signal.Signals) -> None:
+        """A signal ends it: flows are reset, their lines written, nothing is left."""
+        with socket.socket() as origin:
+            origin.bind(("127.0.0.1", 0))
+            origin.listen()
+            target = origin.getsockname()[1]
+            text = f"tcp:{free_port}:interface=127.0.0.1 tcp:127.0.0.1:{target}"
+            with running(tmp_path, "--forward", text, "--access-log", "access.log") as process:
+                address = ("127.0.0.1", free_port)
+                with socket.create_connection(address, PATIENCE) as client:
+                    far, _ = origin.accept()
+                    client.sendall(b"hello")
+                    assert b"hello" == far.recv(5)
+                    process.send_signal(number)
+                    process.wait(PATIENCE)
+                    with pytest.raises(ConnectionResetError):
+                        client.recv(1)
+                    far.close()
+                assert process.stdout is not None
+                assert "Traceback" not in process.stdout.read()
+        (line,) = (tmp_path / "access.log").read_text().splitlines()
+        flow = json.loads(line)
+        assert ("shutdown", 5) == (flow["end"], flow["sent"])
+
+    def test_no_privilege(self, free_port: int) -> None:
+        """A missing capability is one line that names it, and status 1."""
+        done = without_capabilities(
+            "import sys; from twisted.scripts.twistd import run;"
+            f"sys.argv = ['twistd', '-n', '--pidfile=', '--logfile=/dev/null', 'sidecar',"
+            f" '--outbound', 'transparent:{free_port}:mode=tproxy']; run()"
+        )
+        assert 1 == done.returncode
+        (line,) = [line for line in done.stderr.splitlines() if "twistd sidecar" in line]
+        assert "CAP_NET_ADMIN or CAP_NET_RAW" in line
