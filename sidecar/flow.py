@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from sidecar.addresses import SocketAddress
     from sidecar.interfaces import IFlowObserver
 
-__all__ = ["DestinationSource", "Flow", "FlowEnd", "ListenerKind", "Verdict"]
+__all__ = [
+    "DestinationSource",
+    "Flow",
+    "FlowEnd",
+    "HostSource",
+    "ListenerKind",
+    "Protocol",
+    "Verdict",
+]
 
 
 class ListenerKind(Enum):
@@ -28,6 +36,7 @@ class ListenerKind(Enum):
 
     OUTBOUND = "outbound"
     INBOUND = "inbound"
+    SNI_PROXY = "sni-proxy"
     FORWARD = "forward"
 
 
@@ -37,6 +46,21 @@ class DestinationSource(Enum):
     TPROXY = "tproxy"
     REDIRECT = "redirect"
     STATIC = "static"
+
+
+class Protocol(Enum):
+    """What the client speaks, as far as its first bytes tell."""
+
+    TLS = "tls"
+    HTTP = "http"
+    TCP = "tcp"
+
+
+class HostSource(Enum):
+    """Who named the host that a flow is for."""
+
+    SNI = "sni"
+    HOST = "host"
 
 
 class Verdict(Enum):
@@ -79,6 +103,15 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         source: The client's address; None where it has none (unix sockets).
         destination: Where the client wanted to go; None while unknown.
         destination_from: Who said so; None while unknown or if nobody did.
+        protocol: What the client speaks; TCP where nobody looked.
+        host: The host name that the flow is for, canonical; None if there is none.
+        host_from: Who named it.
+        names_known: Whether `host` and `ech` are final: the client's first bytes have
+            been read, or it stayed silent.
+        alpn: The protocols that the client offers in TLS, in its order.
+        ja4: The fingerprint of its ClientHello.
+        ech: Whether its ClientHello carries an encrypted one, so that `host` may be a
+            front for another.
         observer: Told of the end, once.
         started: Seconds since the epoch.
         started_monotonic: The same moment on the monotonic clock.
@@ -96,6 +129,13 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     destination: SocketAddress | None
     destination_from: DestinationSource | None
     observer: IFlowObserver | None = None
+    protocol: Protocol = Protocol.TCP
+    host: str | None = None
+    host_from: HostSource | None = None
+    names_known: bool = False
+    alpn: tuple[str, ...] = ()
+    ja4: str | None = None
+    ech: bool = False
     started: float = msgspec.field(default_factory=time.time)
     started_monotonic: float = msgspec.field(default_factory=time.monotonic)
     serial: int = msgspec.field(default_factory=_next_serial)
