@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
@@ -38,7 +38,7 @@ def default_limit() -> int:
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = _NO_LIMIT
-    left = soft - len(os.listdir("/proc/self/fd")) - _LISTENERS
+    left = soft - len(list(Path("/proc/self/fd").iterdir())) - _LISTENERS
     return max(1, int(left * _SHARE) // _DESCRIPTORS_PER_CONNECTION)
 
 

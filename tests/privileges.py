@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import sidecar
 from support import PATIENCE
+
+import sidecar
 
 __all__ = ["without_capabilities"]
 

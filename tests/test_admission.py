@@ -35,9 +35,7 @@ class TestDefaultLimit:
         ("descriptors", "expected"),
         [(1, 1), (108, 45), (1032, 460), (resource.RLIM_INFINITY, 471855)],
     )
-    def test_share(
-        self, descriptors: int, expected: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_share(self, descriptors: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nine in ten free descriptors, two for each connection, and never none."""
         monkeypatch.setattr(os, "listdir", lambda _: [])
         monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))

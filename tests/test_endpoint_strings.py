@@ -34,7 +34,9 @@ def _turning() -> Iterator[Turning]:
 class TestServer:
     def test_discovered(self) -> None:
         """Twisted finds the parser among its plugins."""
-        found = [p for p in getPlugins(IStreamServerEndpointStringParser) if p.prefix == "transparent"]
+        found = [
+            p for p in getPlugins(IStreamServerEndpointStringParser) if p.prefix == "transparent"
+        ]
         assert [TransparentServerParser] == [type(parser) for parser in found]
 
     def test_interface(self) -> None:
@@ -112,9 +114,7 @@ class TestClient:
 
     def test_interface(self) -> None:
         """The parser is what Twisted expects."""
-        assert verifyObject(
-            IStreamClientEndpointStringParserWithReactor, TransparentClientParser()
-        )
+        assert verifyObject(IStreamClientEndpointStringParserWithReactor, TransparentClientParser())
         assert verifyObject(IPlugin, TransparentClientParser())
 
     @pytest.mark.parametrize(

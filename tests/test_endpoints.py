@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 from integration.netns import Namespace, why_impossible
@@ -10,7 +10,7 @@ from privileges import without_capabilities
 from relay.transcripts import Peer
 from support import PATIENCE
 from turning import Turning, turning
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import NoProtocol
 from twisted.internet.interfaces import (
     IProtocolFactory,
@@ -90,7 +90,7 @@ class Server:
         mode: InterceptMode = InterceptMode.AUTO,
     ) -> FlowPort:
         listening = self.endpoint(port, interface, mode).listen(factory())
-        made = self._turning.result(cast("Deferred[object]", listening))
+        made = self._turning.result(listening)
         assert isinstance(made, FlowPort)
         return made
 
@@ -167,7 +167,7 @@ class TestServer:
         number = server.listen(interface=interface).getHost().port
         failing = server.endpoint(number, interface).listen(factory())
         with pytest.raises(ListenError) as caught:
-            turning.result(cast("Deferred[object]", failing))
+            turning.result(failing)
         assert f":{number}: the port is taken" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -176,7 +176,7 @@ class TestServer:
         """Nor can an address be listened on that isn't this host's."""
         failing = server.endpoint(0, interface, InterceptMode.REDIRECT).listen(factory())
         with pytest.raises(ListenError, match="no such address"):
-            turning.result(cast("Deferred[object]", failing))
+            turning.result(failing)
 
     def test_no_privilege(self) -> None:
         """Without the capability TPROXY is an error that names it; auto does without it."""
@@ -223,7 +223,7 @@ endpoint.listen(Factory.forProtocol(Protocol)).addErrback(lambda f: print(f.getE
         """A relay factory's runtime is its listener's."""
         endpoint = TransparentServerEndpoint(turning.reactor, 0, "127.0.0.1")
         listening = endpoint.listen(TransparentRelayFactory(runtime))
-        port = turning.result(cast("Deferred[object]", listening))
+        port = turning.result(listening)
         assert isinstance(port, FlowPort)
         assert port in runtime.poller.pollables()
 
@@ -272,9 +272,7 @@ class TestClient:
     @pytest.mark.parametrize(
         ("host", "source"), [("127.0.0.1", "192.0.2.7"), ("::1", "2001:db8::7")]
     )
-    def test_source(
-        self, turning: Turning, namespace: Namespace, host: str, source: str
-    ) -> None:
+    def test_source(self, turning: Turning, namespace: Namespace, host: str, source: str) -> None:
         """The server sees an address that isn't this host's, where answers come back."""
         family = "-6" if ":" in host else "-4"
         namespace.ip(family, "route", "add", "local", source, "dev", "lo")
@@ -284,7 +282,7 @@ class TestClient:
                 endpoint = TransparentClientEndpoint(
                     turning.reactor, SocketAddress(host, 8080), source, runtime=runtime
                 )
-                protocol = turning.result(cast("Deferred[object]", endpoint.connect(factory())))
+                protocol = turning.result(endpoint.connect(factory()))
                 connection, peer = listener.accept()
                 assert source == peer[0]
                 assert isinstance(protocol, Protocol)
@@ -303,11 +301,9 @@ class TestClient:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             address = SocketAddress(*closed.getsockname())
-        endpoint = TransparentClientEndpoint(
-            turning.reactor, address, "127.0.0.1", runtime=runtime
-        )
+        endpoint = TransparentClientEndpoint(turning.reactor, address, "127.0.0.1", runtime=runtime)
         with pytest.raises(ConnectionRefused):
-            turning.result(cast("Deferred[object]", endpoint.connect(factory())))
+            turning.result(endpoint.connect(factory()))
 
 
 @pytest.fixture
@@ -326,29 +322,27 @@ class TestClientFactories:
         address = SocketAddress(*origin.getsockname())
         return TransparentClientEndpoint(turning.reactor, address, "127.0.0.1", runtime=runtime)
 
-    def test_no_protocol(
-        self, turning: Turning, runtime: Runtime, origin: socket.socket
-    ) -> None:
+    def test_no_protocol(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """A factory may want none."""
 
         class Unwilling(Factory):
-            def buildProtocol(self, addr: IAddress) -> None:
+            def buildProtocol(self, addr: IAddress | None) -> None:
                 return None
 
         connecting = self.endpoint(turning, runtime, origin).connect(Unwilling())
         with pytest.raises(NoProtocol):
-            turning.result(cast("Deferred[object]", connecting))
+            turning.result(connecting)
 
     def test_bug(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """A factory that raises fails the Deferred, and the connection is closed."""
 
         class Buggy(Factory):
-            def buildProtocol(self, addr: IAddress) -> Protocol:
+            def buildProtocol(self, addr: IAddress | None) -> Protocol:
                 raise ZeroDivisionError
 
         connecting = self.endpoint(turning, runtime, origin).connect(Buggy())
         with pytest.raises(ZeroDivisionError):
-            turning.result(cast("Deferred[object]", connecting))
+            turning.result(connecting)
 
     def test_reset_at_once(
         self,
@@ -370,7 +364,7 @@ class TestClientFactories:
         monkeypatch.setattr(type(runtime.dialer), "dial", lambda _, *args: dial(*args))  # type: ignore[no-untyped-call] # likewise
         connecting = self.endpoint(turning, runtime, origin).connect(factory())
         with pytest.raises(ConnectionRefused, match="not connected"):
-            turning.result(cast("Deferred[object]", connecting))
+            turning.result(connecting)
 
     def test_cancel(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """A connection that is being made can be given up."""
@@ -382,7 +376,7 @@ class TestClientFactories:
         connecting = self.endpoint(turning, runtime, origin).connect(factory())
         connecting.cancel()
         with pytest.raises(CancelledError):
-            turning.result(cast("Deferred[object]", connecting))
+            turning.result(connecting)
         assert [] == runtime.poller.pollables()
         for sock in waiting:
             sock.close()

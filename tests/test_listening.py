@@ -151,11 +151,11 @@ class TestPort:
         port = listen(runtime, sockets)
         assert 1 == sockets.numPorts
         host = port.getHost()
-        turning.result(port.stopListening())  # type: ignore[arg-type] # Deferred[None]
+        turning.result(port.stopListening())
         assert 0 == sockets.numPorts
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host.host, host.port))
-        turning.result(port.stopListening())  # type: ignore[arg-type] # Deferred[None]
+        turning.result(port.stopListening())
         assert not runtime.guard.leads_back(SocketAddress(host.host, host.port))
         runtime.close()
 
@@ -265,7 +265,7 @@ class TestProtocols:
         """A factory may want none."""
 
         class Unwilling(Protocols):
-            def buildProtocol(self, addr: IAddress) -> None:
+            def buildProtocol(self, addr: IAddress | None) -> None:
                 return None
 
         runtime = make_runtime(turning)
@@ -279,7 +279,7 @@ class TestProtocols:
         """A bug in a factory costs one connection; it is closed and no longer counted."""
 
         class Buggy(Protocols):
-            def buildProtocol(self, addr: IAddress) -> Protocol:
+            def buildProtocol(self, addr: IAddress | None) -> Protocol:
                 raise ZeroDivisionError
 
         runtime = make_runtime(turning)

@@ -113,7 +113,7 @@ class TestClose:
                 sock.connect_ex(origin.getsockname())
                 waiting.append(sock)
         factory = StaticRelayFactory(runtime, SocketAddress(*origin.getsockname()))
-        protocol = factory.buildProtocol(None)  # type: ignore[arg-type] # not looked at
+        protocol = factory.buildProtocol(None)
         adopt_tls(turning, connection, protocol, identity)
         client = TlsPeer(turning, near, 1, identity.cafile)
         if joined:

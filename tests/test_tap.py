@@ -145,14 +145,14 @@ class TestService:
         with socket.create_connection(("127.0.0.1", free_port), PATIENCE) as client:
             client.setblocking(False)
             turning.settle()
-        turning.result(service.stopService())  # type: ignore[arg-type] # Deferred[None]
+        turning.result(service.stopService())
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", free_port), PATIENCE)
 
     def test_stopped_before_started(self, turning: Turning) -> None:
         """One that was never started can be stopped."""
         service = SidecarService(turning.reactor, Config(outbound="transparent:1"))
-        turning.result(service.stopService())  # type: ignore[arg-type] # Deferred[None]
+        turning.result(service.stopService())
 
     def test_taken(
         self, turning: Turning, free_port: int, capfd: pytest.CaptureFixture[str]
@@ -165,7 +165,7 @@ class TestService:
             service = SidecarService(turning.reactor, config)
             with pytest.raises(SystemExit) as caught:
                 service.privilegedStartService()
-            turning.result(service.stopService())  # type: ignore[arg-type] # Deferred[None]
+            turning.result(service.stopService())
         assert 1 == caught.value.code
         assert ListenError.__name__ not in capfd.readouterr().err
 

@@ -42,9 +42,7 @@ class TestParse:
             ("tcp:port=80:host=localhost", HostPort("localhost", 80)),
         ],
     )
-    def test_ours(
-        self, turning: Turning, text: str, expected: SocketAddress | HostPort
-    ) -> None:
+    def test_ours(self, turning: Turning, text: str, expected: SocketAddress | HostPort) -> None:
         """A TCP address or name is dialled by ourselves."""
         assert expected == parse_upstream(turning.reactor, text)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from support import PATIENCE, open_descriptors
 from twisted.internet import reactor
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from twisted.internet.defer import Deferred
-    from twisted.logger import LogEvent
+    from twisted.logger import ILogObserver, LogEvent
     from twisted.python.failure import Failure
 
     from sidecar.interfaces import IRelayReactor
 
 __all__ = ["Turning", "nothing_left", "turning"]
+
+_T = TypeVar("_T")
 
 
 class Turning:
@@ -44,7 +46,7 @@ class Turning:
         if threads:
             # Starts the pool that names are resolved in.
             self._reactor.startRunning(installSignalHandlers=False)
-        globalLogPublisher.addObserver(self._observe)
+        globalLogPublisher.addObserver(cast("ILogObserver", self._observe))
 
     def _observe(self, event: LogEvent) -> None:
         text = str(event.get("log_format", "")).format_map(_Shown(event))
@@ -87,9 +89,9 @@ class Turning:
                 assert left > 0, "did not happen"
                 self.turn(left)
 
-    def result(self, deferred: Deferred[object]) -> object:
+    def result(self, deferred: Deferred[_T]) -> _T:
         """Turn until a Deferred has fired; raise what it failed with."""
-        outcome: list[object] = []
+        outcome: list[_T] = []
         failed: list[Failure] = []
         deferred.addCallbacks(outcome.append, failed.append)
         self.until(lambda: outcome or failed)
@@ -104,7 +106,7 @@ class Turning:
 
     def close(self) -> None:
         """Let go of the reactor, and see that nobody else holds on to it."""
-        globalLogPublisher.removeObserver(self._observe)
+        globalLogPublisher.removeObserver(cast("ILogObserver", self._observe))
         reactor = self._reactor
         if self._threads:
             reactor.fireSystemEvent("shutdown")

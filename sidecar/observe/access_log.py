@@ -49,7 +49,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     time: str
     id: str
     listener: ListenerKind
-    source: str
+    source: str | None
     destination: str | None
     destination_from: DestinationSource | None
     protocol: str
@@ -69,14 +69,14 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     @classmethod
     def from_flow(cls, flow: Flow) -> Record:
         """Take down a flow that has ended."""
-        destination, upstream = flow.destination, flow.upstream
+        source, destination, upstream = flow.source, flow.destination, flow.upstream
         # By position: twenty keywords would cost as much as all the rest.
         return cls(
             1,
             _timestamp(flow.started),
             flow.id,
             flow.listener,
-            str(flow.source),
+            None if source is None else str(source),
             None if destination is None else str(destination),
             flow.destination_from,
             "tcp",

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.linux.sockopt import reset_on_close, unacknowledged
-from sidecar.relay.poller import ERROR
+from sidecar.relay.poller import ERROR, HANGUP
 
 if TYPE_CHECKING:
     import socket
@@ -111,7 +111,7 @@ class ResetWhenSent:
         """The connection is over; after a reset nothing is left to wait for."""
         if events & ERROR:
             self.failed()
-        elif self._watched:
+        elif events & HANGUP and self._watched:
             # FIN both ways is reported without end, and says nothing of our bytes.
             self._watched = False
             self._poller.unregister(self._connection.fileno())

@@ -4,11 +4,13 @@ import errno
 import os
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from privileges import without_capabilities
 
+from sidecar.addresses import SocketAddress
 from sidecar.linux.sockopt import (
     IP_TRANSPARENT,
     IPV6_TRANSPARENT,
@@ -84,8 +86,7 @@ class TestMark:
     def test_not_permitted(self) -> None:
         """Without the capability it is EPERM."""
         done = without_capabilities(
-            "import socket; from sidecar.linux.sockopt import set_mark;"
-            "set_mark(socket.socket(), 1)"
+            "import socket; from sidecar.linux.sockopt import set_mark;set_mark(socket.socket(), 1)"
         )
         assert "PermissionError" in done.stderr
 
@@ -140,12 +141,12 @@ class TestOriginalDestination:
     def test_direct(self, pair: tuple[socket.socket, socket.socket]) -> None:
         """Without NAT it is the address that was dialled, or there is no answer."""
         _, far = pair
+        local = SocketAddress.from_kernel(far.getsockname())
         try:
             answer = original_destination(far, True)
-        except OSError as error:
-            assert error.errno in {errno.ENOENT, errno.ENOPROTOOPT}
-        else:
-            assert far.getsockname() == (answer.host, answer.port)
+        except (FileNotFoundError, ProcessLookupError):
+            answer = local
+        assert local == answer
 
     def test_wrong_level(self, pair: tuple[socket.socket, socket.socket]) -> None:
         """Asked at the wrong level the kernel refuses."""
@@ -183,11 +184,9 @@ class TestRest:
         assert 0 == unacknowledged(near.fileno())
         near.setblocking(False)
         sent = 0
-        while True:
-            try:
+        with suppress(BlockingIOError):
+            while True:
                 sent += near.send(bytes(1 << 16))
-            except BlockingIOError:
-                break
         assert 0 < unacknowledged(near.fileno()) < sent
         far.close()
 

@@ -8,7 +8,7 @@ import pytest
 from turning import Turning, turning
 from twisted.internet import defer, error
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.interfaces import IHostResolution, IHostnameResolver, IStreamClientEndpoint
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution, IStreamClientEndpoint
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -105,7 +105,7 @@ class Names:
         self._addresses = addresses
         self._receivers: list[IResolutionReceiver] = []
 
-    def resolveHostName(  # noqa: D102
+    def resolveHostName(
         self,
         resolutionReceiver: IResolutionReceiver,
         hostName: str,
@@ -137,7 +137,7 @@ class Endpoint:
 
     def _cancel(self, connecting: defer.Deferred[IProtocol]) -> None:
         self.cancelled += 1
-        connecting.errback(error.ConnectingCancelledError(None))  # type: ignore[arg-type] # no address
+        connecting.errback(error.ConnectingCancelledError(None))
 
     def connect(self, protocolFactory: IProtocolFactory) -> defer.Deferred[IProtocol]:
         return self.connecting
@@ -152,9 +152,7 @@ def install(turning: Turning, *hosts: str) -> Names:
     """Have every name resolve to these addresses."""
     from twisted.internet.address import IPv4Address, IPv6Address
 
-    names = Names(
-        [(IPv6Address if ":" in host else IPv4Address)("TCP", host, 0) for host in hosts]
-    )
+    names = Names([(IPv6Address if ":" in host else IPv4Address)("TCP", host, 0) for host in hosts])
     cast("IReactorPluggableNameResolver", turning.reactor).installNameResolver(names)
     return names
 
@@ -191,9 +189,7 @@ class TestName:
         turning.until(lambda: outcome.all)
         assert (socket.socket, address_of(origin)) == (outcome.kind, outcome.address)
 
-    def test_first_refuses(
-        self, turning: Turning, runtime: Runtime, origin: socket.socket
-    ) -> None:
+    def test_first_refuses(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """Of several addresses the first that answers is used."""
         names = install(turning, "127.0.0.9", "::1", "127.0.0.1", "127.0.0.8")
         outcome = Outcome()

@@ -9,6 +9,7 @@ from certificates import Identity, make_identity
 from relay.transcripts import SMALL_BUFFER, Peer, TlsPeer, noise, tcp_pair
 from support import PATIENCE
 from turning import Turning, turning
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from zope.interface import implementer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from twisted.internet.defer import Deferred
+    from twisted.internet.address import IPv4Address
 
     from sidecar.upstreams import Upstream
 
@@ -94,18 +95,22 @@ def address_of(sock: socket.socket) -> SocketAddress:
 def listen(turning: Turning, stack: ExitStack, text: str, factory: object) -> IListeningPort:
     """Listen as an endpoint string says."""
     endpoint = serverFromString(turning.reactor, text)
-    port = turning.result(endpoint.listen(cast("IProtocolFactory", factory)))
+    port: IListeningPort = turning.result(endpoint.listen(cast("IProtocolFactory", factory)))
 
-    def stop() -> None:
-        turning.result(cast("Deferred[object]", cast("IListeningPort", port).stopListening()))
+    stack.callback(lambda: turning.result(maybeDeferred(port.stopListening)))
+    return port
 
-    stack.callback(stop)
-    return cast("IListeningPort", port)
+
+def address_tuple(port: IListeningPort) -> tuple[str, int]:
+    """Where it listens, which isn't a unix socket's path."""
+    host = cast("IPv4Address", port.getHost())
+    return host.host, host.port
 
 
 def connect(turning: Turning, stack: ExitStack, port: IListeningPort) -> Peer:
     """Be a client of it."""
-    sock = stack.enter_context(socket.create_connection(("127.0.0.1", port.getHost().port)))
+    number = SocketAddress.from_kernel(address_tuple(port)).port
+    sock = stack.enter_context(socket.create_connection(("127.0.0.1", number)))
     sock.setblocking(False)
     return Peer(turning, sock, 1)
 
@@ -226,13 +231,13 @@ class TestStatic:
         """A plain port of Twisted's can be served our way; it is stopped with ours."""
         factory = StaticRelayFactory(runtime, address_of(origin))
         endpoint = serverFromString(turning.reactor, text)
-        lender = cast("IListeningPort", turning.result(endpoint.listen(factory)))
+        lender = turning.result(endpoint.listen(factory))
         port = adopt_port(runtime, lender, factory)
         assert isinstance(port, FlowPort)
         client = connect(turning, stack, port)
         converse(client, accept(turning, stack, origin))
         number = port.getHost().port
-        turning.result(cast("Deferred[object]", port.stopListening()))
+        turning.result(port.stopListening())
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", number))
 
@@ -298,9 +303,8 @@ class TestStatic:
         named: bool,
     ) -> None:
         """A refused upstream is a reset for the client."""
-        upstream: Upstream = address_of(origin)
-        if named:
-            upstream = HostPort("localhost", upstream.port)
+        address = address_of(origin)
+        upstream: Upstream = HostPort("localhost", address.port) if named else address
         origin.close()
         factory = StaticRelayFactory(runtime, upstream)
         if via == "socket":

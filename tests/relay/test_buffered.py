@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from turning import Turning
 
 MEBIBYTE = 1 << 20
+# Which of the two OpenSSL sees first is chance; neither is an end.
+_ABRUPT = r"EOF occurred in violation|reset by peer"
 
 
 @pytest.fixture
@@ -96,9 +98,8 @@ class TestTls:
         scene.server.send_until_stopped()
         had = scene.server.acknowledged
         scene.server.reset()
-        with pytest.raises(OSError, match="EOF|reset"):
-            while scene.client.read(1):
-                pass
+        with pytest.raises(OSError, match=_ABRUPT):
+            scene.client.read_to_end()
         assert had <= len(scene.client.got)
         assert scene.server.written[: len(scene.client.got)] == scene.client.got
         assert FlowEnd.SERVER_RESET is scene.end
@@ -107,7 +108,7 @@ class TestTls:
         """Likewise where nothing was said."""
         scene = begin()
         scene.server.reset()
-        with pytest.raises(OSError, match="EOF|reset"):
+        with pytest.raises(OSError, match=_ABRUPT):
             scene.client.read(1)
         assert FlowEnd.SERVER_RESET is scene.end
 
@@ -162,5 +163,5 @@ def _unix_transport(turning: Turning, sock: socket.socket, protocol: RelayProtoc
     from twisted.internet.unix import Server
 
     transport = Server(sock, protocol, None, None, 1, turning.reactor)
-    protocol.makeConnection(transport)
+    protocol.makeConnection(transport)  # type: ignore[no-untyped-call]
     return transport

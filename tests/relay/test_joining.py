@@ -1,8 +1,7 @@
-"""The relay's rules (DESIGN §4) as transcripts, each on both engines; and which engine is chosen."""
+"""The relay's rules (DESIGN §4) as transcripts, on both engines; and which one is chosen."""
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +24,7 @@ from sidecar.relay.protocol import adopt
 from sidecar.relay.spliced import SplicedRelay
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from certificates import Identity
@@ -108,7 +108,8 @@ class TestData:
                 peer.write_some(count - peer.sent)
                 peer.read_some()
             scene.turning.turn()
-        assert (client.written, server.written) == (server.got, client.got)
+        assert client.written == server.got
+        assert server.written == client.got
 
 
 class TestHalfClose:

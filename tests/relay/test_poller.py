@@ -129,9 +129,7 @@ class TestReadiness:
         assert [] == first.told
 
     @pytest.mark.parametrize("how", ["unregister", "forget"])
-    def test_no_longer(
-        self, turning: Turning, poller: Poller, how: str
-    ) -> None:
+    def test_no_longer(self, turning: Turning, poller: Poller, how: str) -> None:
         """Who is no longer watched is told nothing."""
         near, far = socket.socketpair()
         listener = Listener()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from certificates import Identity
     from turning import Turning
     from twisted.internet.interfaces import IAddress, IReactorTime
+    from twisted.internet.protocol import ServerFactory
 
     from sidecar.relay.pipes import Pipe
     from sidecar.relay.spliced import SplicedRelay
@@ -424,7 +425,8 @@ def adopt_tls(
     factory = TLSMemoryBIOFactory(
         identity.options, False, _One(protocol), cast("IReactorTime", turning.reactor)
     )
-    turning.reactor.adoptStreamConnection(sock.fileno(), sock.family, factory)
+    server = cast("ServerFactory", factory)
+    turning.reactor.adoptStreamConnection(sock.fileno(), sock.family, server)
     sock.close()
 
 
@@ -436,7 +438,7 @@ class _One(Factory):
     def __init__(self, protocol: RelayProtocol) -> None:
         self._protocol = protocol
 
-    def buildProtocol(self, addr: IAddress) -> RelayProtocol:
+    def buildProtocol(self, addr: IAddress | None) -> RelayProtocol:
         return self._protocol
 
 
