@@ -14,10 +14,18 @@ and what to do, in one line, and the facts are attributes.
     │   ├── ConnectionTimeout
     │   ├── DestinationUnroutable
     │   ├── NameNotResolved
-    │   └── ProxyLoopDetected
+    │   │   └── ResolverBusy        … for want of a free place in the queue
+    │   ├── ProxyLoopDetected
+    │   └── ResolveTimeout
+    ├── VerificationError       an address not shown to belong to a name; knows its reason
+    │   ├── AddressRefused
+    │   ├── CertificateMismatch
+    │   ├── CertificateUnavailable
+    │   └── VerificationImpossible  … for want of an answer; knows the DialError
     ├── RulesError              interception rules that can't be made or removed
     │   └── RulesPrivilegeError     … for want of a capability
-    └── NamespaceError          a namespace that can't be made; knows the cure
+    ├── NamespaceError          a namespace that can't be made; knows the cure
+    └── TrustError              a file of certificate authorities that can't be used
 """
 
 from __future__ import annotations
@@ -28,6 +36,9 @@ from sidecar.flow import FlowEnd
 
 __all__ = [
     "AddressError",
+    "AddressRefused",
+    "CertificateMismatch",
+    "CertificateUnavailable",
     "ConfigError",
     "ConnectionRefused",
     "ConnectionReset",
@@ -39,9 +50,14 @@ __all__ = [
     "NameNotResolved",
     "NamespaceError",
     "ProxyLoopDetected",
+    "ResolveTimeout",
+    "ResolverBusy",
     "RulesError",
     "RulesPrivilegeError",
     "SidecarError",
+    "TrustError",
+    "VerificationError",
+    "VerificationImpossible",
 ]
 
 
@@ -163,10 +179,81 @@ class NameNotResolved(DialError):
     end = FlowEnd.DNS_ERROR
 
 
+class ResolverBusy(NameNotResolved):
+    """So many names wait to be resolved that this one was not even asked for."""
+
+
+class ResolveTimeout(DialError):
+    """Nobody could say in time which addresses the upstream's host name has."""
+
+    end = FlowEnd.DNS_TIMEOUT
+
+
 class ProxyLoopDetected(DialError):
     """Dialling would come back to this very process."""
 
     end = FlowEnd.PROXY_LOOP_DETECTED
+
+
+class VerificationError(SidecarError):
+    """An address that was not shown to belong to the name that a client claims for it.
+
+    Args:
+        host: The name.
+        address: The client's address, as ``ip:port``.
+        problem: What was found instead.
+
+    Attributes:
+        reason: The stable code of the denial.
+        end: How a flow that fails with this error ends.
+    """
+
+    reason: str = "not_verified"
+    end: FlowEnd = FlowEnd.DENIED
+
+    def __init__(self, host: str, address: str, problem: str) -> None:
+        super().__init__(host, address, problem)
+        self.host = host
+        self.address = address
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.address} is not dialled for {self.host}: {self.problem}"
+
+
+class AddressRefused(VerificationError):
+    """No address may be dialled for the name: the policy refuses each."""
+
+    reason = "address_refused"
+
+
+class CertificateMismatch(VerificationError):
+    """The address shows a certificate that is not valid for the name."""
+
+    reason = "certificate_mismatch"
+
+
+class CertificateUnavailable(VerificationError):
+    """The address was reached, but no TLS handshake came about."""
+
+    reason = "certificate_unavailable"
+
+
+class VerificationImpossible(VerificationError):
+    """The name was not resolved, or the address not reached.
+
+    Args:
+        host: The name.
+        address: The client's address, as ``ip:port``.
+        cause: What went wrong; gives reason and end.
+    """
+
+    def __init__(self, host: str, address: str, cause: DialError) -> None:
+        super().__init__(host, address, cause.problem)
+        self.args = (host, address, cause)
+        self.cause = cause
+        self.end = cause.end
+        self.reason = cause.end.value
 
 
 class RulesError(SidecarError):
@@ -192,3 +279,20 @@ class NamespaceError(SidecarError):
 
     def __str__(self) -> str:
         return f"{self.cause}; {self.cure}"
+
+
+class TrustError(SidecarError):
+    """A file of certificate authorities that can't be used.
+
+    Args:
+        path: The file.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"

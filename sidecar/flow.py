@@ -81,6 +81,7 @@ class FlowEnd(Enum):
     CONNECTION_TIMEOUT = "connection_timeout"
     DESTINATION_UNROUTABLE = "destination_unroutable"
     DNS_ERROR = "dns_error"
+    DNS_TIMEOUT = "dns_timeout"
     PROXY_LOOP_DETECTED = "proxy_loop_detected"
     IDLE_TIMEOUT = "idle_timeout"
     PROTOCOL_ERROR = "protocol_error"
