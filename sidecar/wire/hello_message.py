@@ -1,0 +1,354 @@
+"""What a ClientHello message says, and what is wrong with one that says nothing.
+
+RFC 8446 §4.1.2, and RFC 5246 §7.4.1.2 for the older versions, which have the same
+layout. How the message is got out of a stream is `sidecar.wire.client_hello`'s.
+
+    HelloError          its `reason` is one of HelloReason
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["GREASE", "ClientHello", "HelloError", "HelloReason", "parse_client_hello"]
+
+# RFC 8446 §6.2.
+_UNEXPECTED_MESSAGE = 10
+_RECORD_OVERFLOW = 22
+_ILLEGAL_PARAMETER = 47
+_DECODE_ERROR = 50
+_PROTOCOL_VERSION = 70
+_UNRECOGNIZED_NAME = 112  # RFC 6066 §9
+
+
+class HelloReason(Enum):
+    """Why bytes are no ClientHello. The values are stable: logs and documentation use them."""
+
+    NOT_TLS = "not_tls"
+    """No TLS record of any kind: the client speaks something else."""
+    SSL2 = "ssl2"
+    """A CLIENT-HELLO in SSLv2's framing (RFC 5246 §E.2), forbidden by RFC 6176."""
+    NOT_HANDSHAKE = "not_handshake"
+    """A TLS record, but of another type: an alert, application data."""
+    NOT_CLIENT_HELLO = "not_client_hello"
+    """A handshake message of another type."""
+    TOO_LARGE = "too_large"
+    """Longer than MAX_HELLO_BYTES, or says that it is going to be."""
+    RECORD_EMPTY = "record_empty"
+    """A handshake record without content (RFC 8446 §5.1)."""
+    RECORD_TOO_LONG = "record_too_long"
+    """A record of more than 2^14 bytes (RFC 8446 §5.1)."""
+    RECORD_INTERLEAVED = "record_interleaved"
+    """Something else than a handshake record before the message's end (RFC 8446 §5.1)."""
+    RECORD_TRAILING = "record_trailing"
+    """Bytes behind the message in its last record; a client has nothing to say there yet."""
+    TRUNCATED = "truncated"
+    """The message ends within a field."""
+    VERSION = "version"
+    """A legacy_version that is not 3.x."""
+    SESSION_ID = "session_id"
+    """More than 32 bytes."""
+    CIPHER_SUITES = "cipher_suites"
+    """None, or half of one."""
+    COMPRESSION_METHODS = "compression_methods"
+    """None, or not the null method (RFC 5246 §7.4.1.2)."""
+    EXTENSIONS_LENGTH = "extensions_length"
+    """Lengths of the extensions that do not add up to the message's."""
+    EXTENSION_DUPLICATE = "extension_duplicate"
+    """The same extension twice (RFC 8446 §4.2); above all two server_name ones."""
+    SNI_MALFORMED = "sni_malformed"
+    """Lengths in server_name that do not add up."""
+    SNI_EMPTY = "sni_empty"
+    """No name in the list, or one of no bytes."""
+    SNI_TWO_NAMES = "sni_two_names"
+    """More than one name in the list (RFC 6066 §3 allows one of each type, and has one type)."""
+    SNI_TYPE = "sni_type"
+    """A name that is not a host_name."""
+    SNI_NUL = "sni_nul"
+    """A NUL byte in the name."""
+    SNI_NOT_ASCII = "sni_not_ascii"
+    """A byte above 0x7f in the name: U-labels are sent as A-labels (RFC 6066 §3)."""
+    ALPN = "alpn"
+    """Lengths that do not add up, no protocol, or one of no bytes (RFC 7301 §3.1)."""
+    SUPPORTED_VERSIONS = "supported_versions"
+    """Lengths that do not add up, or no version (RFC 8446 §4.2.1)."""
+    SIGNATURE_ALGORITHMS = "signature_algorithms"
+    """Lengths that do not add up, or no algorithm (RFC 8446 §4.2.3)."""
+    ECH = "ech"
+    """Neither an outer nor an inner ECHClientHello (RFC 9849 §5)."""
+
+
+_ALERTS = {
+    HelloReason.NOT_TLS: None,
+    HelloReason.SSL2: _PROTOCOL_VERSION,
+    HelloReason.NOT_HANDSHAKE: _UNEXPECTED_MESSAGE,
+    HelloReason.NOT_CLIENT_HELLO: _UNEXPECTED_MESSAGE,
+    HelloReason.RECORD_EMPTY: _UNEXPECTED_MESSAGE,
+    HelloReason.RECORD_TOO_LONG: _RECORD_OVERFLOW,
+    HelloReason.RECORD_INTERLEAVED: _UNEXPECTED_MESSAGE,
+    HelloReason.RECORD_TRAILING: _UNEXPECTED_MESSAGE,
+    HelloReason.VERSION: _PROTOCOL_VERSION,
+    HelloReason.COMPRESSION_METHODS: _ILLEGAL_PARAMETER,
+    HelloReason.EXTENSION_DUPLICATE: _ILLEGAL_PARAMETER,
+    HelloReason.SNI_TWO_NAMES: _ILLEGAL_PARAMETER,
+    HelloReason.SNI_TYPE: _UNRECOGNIZED_NAME,
+    HelloReason.SNI_NUL: _UNRECOGNIZED_NAME,
+    HelloReason.SNI_NOT_ASCII: _UNRECOGNIZED_NAME,
+}
+
+
+class HelloError(Exception):
+    """Bytes that are no ClientHello, whatever follows them.
+
+    Args:
+        reason: Why.
+    """
+
+    def __init__(self, reason: HelloReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    @property
+    def alert(self) -> int | None:
+        """The AlertDescription that it deserves (RFC 8446 §6.2); None if the client isn't TLS."""
+        return _ALERTS.get(self.reason, _DECODE_ERROR)
+
+    def __str__(self) -> str:
+        return f"no ClientHello: {self.reason.value}"
+
+
+GREASE = frozenset(0x0A0A + 0x1010 * number for number in range(16))
+"""The values that mean nothing, reserved so that servers learn to ignore some (RFC 8701 §2)."""
+
+_SERVER_NAME = 0  # RFC 6066 §3
+_SIGNATURE_ALGORITHMS = 13  # RFC 8446 §4.2.3
+_ALPN = 16  # RFC 7301 §3.1
+_SUPPORTED_VERSIONS = 43  # RFC 8446 §4.2.1
+_ENCRYPTED_CLIENT_HELLO = 0xFE0D  # RFC 9849 §5
+
+_MAJOR_VERSION = 3
+_MAX_SESSION_ID = 32
+_SESSION_ID = 34  # where its length stands: legacy_version and random come before it
+_HOST_NAME = 0  # RFC 6066 §3, NameType
+_HOST_NAME_HEADER = 5  # ServerNameList's length, NameType, HostName's length
+_ECH_OUTER = 0
+_ECH_INNER = b"\x01"
+# type, HpkeSymmetricCipherSuite, config_id, the length of enc
+_ech_outer = struct.Struct("!BHHBH")
+_two_shorts = struct.Struct("!HH")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    """What a client offers.
+
+    Attributes:
+        legacy_version: As on the wire, 0x0300 to 0x03ff; 0x0303 in TLS 1.3.
+        versions: What supported_versions lists, in its order, without GREASE; without
+            the extension legacy_version alone, which then stands for all below it too.
+        cipher_suites: In the client's order, GREASE included.
+        extensions: Their types, in the client's order, GREASE included.
+        signature_algorithms: In the client's order, GREASE included; empty without
+            the extension.
+        sni: The host_name: one byte at least, ASCII, no NUL; None without the
+            extension. Whether it is a host name is for sidecar.addresses to say.
+        protocols: The ALPN list as on the wire, each of 1 to 255 bytes; empty without
+            the extension.
+        ech: Whether there is an outer ECHClientHello (RFC 9849 §5): `sni` is then what
+            the client shows, and the host that it wants may be another one. A GREASE
+            extension (RFC 9849 §6.2) is made to look the same, so it counts too: nobody
+            who has only the hello can tell them apart.
+        ech_config_id: Its config_id; None without one. Random in a GREASE extension,
+            and otherwise one that the DNS publishes for the public name (RFC 9848), by
+            which somebody who sees those answers can tell more. A hello that is itself
+            an inner one, decrypted by a client-facing server, has neither: its `sni`
+            is the host.
+    """
+
+    legacy_version: int
+    versions: tuple[int, ...]
+    cipher_suites: tuple[int, ...]
+    extensions: tuple[int, ...]
+    signature_algorithms: tuple[int, ...]
+    sni: bytes | None
+    protocols: tuple[bytes, ...]
+    ech: bool
+    ech_config_id: int | None
+
+    @property
+    def alpn(self) -> tuple[str, ...]:
+        r"""`protocols` as text that is safe to print and gives each list a text of its own.
+
+        Printable ASCII stands for itself, a backslash and any other byte as \xNN.
+        """
+        return tuple(
+            "".join(
+                chr(byte) if 0x20 <= byte <= 0x7E and byte != 0x5C else f"\\x{byte:02x}"  # noqa: PLR2004
+                for byte in protocol
+            )
+            for protocol in self.protocols
+        )
+
+
+def parse_client_hello(body: bytes) -> ClientHello:
+    """Read a ClientHello message.
+
+    Args:
+        body: The whole of it, without the handshake header.
+
+    Returns:
+        What it says.
+
+    Raises:
+        HelloError: It is malformed, in a field that is read or in any length.
+            The content of an extension that is not in ClientHello is not looked at.
+    """
+    cipher_suites, end = _cipher_suites(body)
+    extensions = _extensions(body, end)
+    content = extensions.get(_SUPPORTED_VERSIONS)
+    legacy_version = body[0] << 8 | body[1]
+    versions: tuple[int, ...] = (legacy_version,)
+    if content is not None:
+        offered = _shorts(content, 1, HelloReason.SUPPORTED_VERSIONS)
+        versions = tuple([version for version in offered if version not in GREASE])
+    content = extensions.get(_SIGNATURE_ALGORITHMS)
+    algorithms: tuple[int, ...] = ()
+    if content is not None:
+        algorithms = _shorts(content, 2, HelloReason.SIGNATURE_ALGORITHMS)
+    content = extensions.get(_SERVER_NAME)
+    sni = None if content is None else _host_name(content)
+    content = extensions.get(_ALPN)
+    protocols = () if content is None else _protocols(content)
+    content = extensions.get(_ENCRYPTED_CLIENT_HELLO)
+    ech_config_id = None if content is None else _ech_config_id(content)
+    return ClientHello(
+        legacy_version,
+        versions,
+        cipher_suites,
+        tuple(extensions),
+        algorithms,
+        sni,
+        protocols,
+        ech_config_id is not None,
+        ech_config_id,
+    )
+
+
+def _cipher_suites(body: bytes) -> tuple[tuple[int, ...], int]:
+    """Read all that comes before the extensions: the cipher suites, and where that ends."""
+    size = len(body)
+    if size <= _SESSION_ID:
+        raise HelloError(HelloReason.TRUNCATED)
+    if body[0] != _MAJOR_VERSION:
+        raise HelloError(HelloReason.VERSION)
+    length = body[_SESSION_ID]
+    if length > _MAX_SESSION_ID:
+        raise HelloError(HelloReason.SESSION_ID)
+    at = _SESSION_ID + 1 + length
+    if at + 2 > size:
+        raise HelloError(HelloReason.TRUNCATED)
+    length = body[at] << 8 | body[at + 1]
+    if not length or length & 1:
+        raise HelloError(HelloReason.CIPHER_SUITES)
+    at += 2
+    methods = at + length
+    if methods >= size:
+        raise HelloError(HelloReason.TRUNCATED)
+    suites = struct.unpack_from(f"!{length >> 1}H", body, at)
+    end = methods + 1 + body[methods]
+    if end > size:
+        raise HelloError(HelloReason.TRUNCATED)
+    if 0 not in body[methods + 1 : end]:
+        raise HelloError(HelloReason.COMPRESSION_METHODS)
+    return suites, end
+
+
+def _extensions(body: bytes, at: int) -> dict[int, bytes]:
+    """Read what begins at `at`: the contents by type, in the client's order."""
+    size = len(body)
+    contents: dict[int, bytes] = {}
+    if at == size:  # RFC 5246 §7.4.1.2: no extensions, and no length of them
+        return contents
+    if at + 2 > size or at + 2 + (body[at] << 8 | body[at + 1]) != size:
+        raise HelloError(HelloReason.EXTENSIONS_LENGTH)
+    at += 2
+    header = _two_shorts.unpack_from
+    while at + 4 <= size:
+        kind, length = header(body, at)
+        if kind in contents:
+            raise HelloError(HelloReason.EXTENSION_DUPLICATE)
+        at += 4
+        contents[kind] = body[at : at + length]
+        at += length
+    if at != size:
+        raise HelloError(HelloReason.EXTENSIONS_LENGTH)
+    return contents
+
+
+def _shorts(content: bytes, width: int, reason: HelloReason) -> tuple[int, ...]:
+    """Read a vector of 16-bit values, one at least, whose length field has `width` bytes."""
+    length = len(content) - width
+    if length < 2 or length & 1 or int.from_bytes(content[:width], "big") != length:  # noqa: PLR2004
+        raise HelloError(reason)
+    return struct.unpack_from(f"!{length >> 1}H", content, width)
+
+
+def _host_name(content: bytes) -> bytes:
+    """Read a ServerNameList (RFC 6066 §3)."""
+    size = len(content)
+    if size < 2 or (content[0] << 8 | content[1]) != size - 2:  # noqa: PLR2004
+        raise HelloError(HelloReason.SNI_MALFORMED)
+    if size == 2:  # noqa: PLR2004
+        raise HelloError(HelloReason.SNI_EMPTY)
+    if content[2] != _HOST_NAME:
+        raise HelloError(HelloReason.SNI_TYPE)
+    if size < _HOST_NAME_HEADER:
+        raise HelloError(HelloReason.SNI_MALFORMED)
+    end = _HOST_NAME_HEADER + (content[3] << 8 | content[4])
+    if end > size:
+        raise HelloError(HelloReason.SNI_MALFORMED)
+    if end < size:
+        raise HelloError(HelloReason.SNI_TWO_NAMES)
+    name = content[_HOST_NAME_HEADER:]
+    if not name:
+        raise HelloError(HelloReason.SNI_EMPTY)
+    if 0 in name:
+        raise HelloError(HelloReason.SNI_NUL)
+    if not name.isascii():
+        raise HelloError(HelloReason.SNI_NOT_ASCII)
+    return name
+
+
+def _protocols(content: bytes) -> tuple[bytes, ...]:
+    """Read a ProtocolNameList (RFC 7301 §3.1)."""
+    size = len(content)
+    if size < 4 or (content[0] << 8 | content[1]) != size - 2:  # noqa: PLR2004
+        raise HelloError(HelloReason.ALPN)
+    names = []
+    at = 2
+    while at < size:
+        end = at + 1 + content[at]
+        if end == at + 1 or end > size:
+            raise HelloError(HelloReason.ALPN)
+        names.append(content[at + 1 : end])
+        at = end
+    return tuple(names)
+
+
+def _ech_config_id(content: bytes) -> int | None:
+    """Read an ECHClientHello (RFC 9849 §5): an outer one's config_id, None of an inner one."""
+    if content == _ECH_INNER:
+        return None
+    header = _ech_outer.size
+    if len(content) < header or content[0] != _ECH_OUTER:
+        raise HelloError(HelloReason.ECH)
+    _, _, _, config_id, length = _ech_outer.unpack_from(content)
+    payload = header + length + 2
+    # opaque payload<1..2^16-1>
+    if len(content) <= payload or payload + (
+        content[payload - 2] << 8 | content[payload - 1]
+    ) != len(content):
+        raise HelloError(HelloReason.ECH)
+    return int(config_id)
