@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from sidecar.flow import Flow
 
-__all__ = ["IFlowObserver", "IRelayReactor", "ISocketFactory"]
+__all__ = ["IFlowObserver", "IPeekedProtocol", "IRelayReactor", "ISocketFactory"]
 
 
 class IRelayReactor(IReactorCore, IReactorTime, IReactorFDSet, IReactorSocket):
@@ -48,4 +48,15 @@ class ISocketFactory(Interface):
             connection: Non-blocking, connected; the callee closes it.
             flow: Its source, destination and listener are set. The callee ends
                 it, exactly once.
+        """
+
+
+class IPeekedProtocol(Interface):
+    """A protocol that wants to know what its client asks for; see `PeekFactory`."""
+
+    def peeked(flow: Flow) -> None:
+        """Take note of the client's facts; called once, before `makeConnection`.
+
+        Args:
+            flow: protocol, host, host_from, alpn, ja4 and ech are final.
         """

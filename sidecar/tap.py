@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from twisted.application import service
-from twisted.internet import defer
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
 from sidecar.config import COMMAND_LINE, Config, load
-from sidecar.dialing import Source
-from sidecar.endpoints import TransparentServerEndpoint, adopt_port
-from sidecar.errors import ConfigError, ListenError, SidecarError
-from sidecar.flow import ListenerKind
+from sidecar.endpoints import TransparentServerEndpoint
+from sidecar.errors import ConfigError, SidecarError
 from sidecar.observe.access_log import AccessLog
 from sidecar.observe.line_writer import open_log
-from sidecar.protocols.tcp import StaticRelayFactory, TransparentRelayFactory
-from sidecar.runtime import Runtime
+from sidecar.service import SidecarService, fail
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
-    from twisted.python.failure import Failure
+    from twisted.application.service import IService
 
     from sidecar.interfaces import IRelayReactor
 
-__all__ = ["Options", "SidecarService", "makeService"]
+__all__ = ["Options", "makeService"]
 
 
 class Options(usage.Options):
@@ -38,7 +31,7 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = (
         "Intercepts TCP connections and relays each to where it was going. At least one"
-        " of --outbound, --inbound and --forward, here or in the file, is needed; rules"
+        " of --outbound, --inbound, --sni-proxy and --forward, here or in the file, is needed; rules"
         " that bring connections here: sidecar rules --help."
     )
     optParameters: ClassVar[list[list[object]]] = [
@@ -55,6 +48,8 @@ class Options(usage.Options):
             None,
             "endpoint for connections that arrive for programs here, like transparent:15006",
         ],
+        ["sni-proxy", None, None, "endpoint for TLS and HTTP clients, each relayed to its name"],
+        ["default", None, None, "what happens to what no rule matches: allow, deny or public"],
         ["access-log", None, None, "file for a JSON line per connection; - is standard output"],
     ]
     compData = usage.Completions(optActions={"config": usage.CompleteFiles("*.toml")})
@@ -62,6 +57,16 @@ class Options(usage.Options):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self["forward"] = []
+        self["allow"] = []
+        self["deny"] = []
+
+    def opt_allow(self, text: str) -> None:
+        """Allow what matches: HOST[:PORTS], like "*.example.org:443". May be repeated."""
+        self["allow"].append(text)
+
+    def opt_deny(self, text: str) -> None:
+        """Deny what matches, whatever is allowed. May be repeated."""
+        self["deny"].append(text)
 
     def opt_forward(self, text: str) -> None:
         """Relay one port to one place: two endpoint strings, as in
@@ -81,13 +86,17 @@ class Options(usage.Options):
             inbound=self["inbound"],
             forward=self["forward"],
             access_log=self["access-log"],
+            sni_proxy=self["sni-proxy"],
+            default=self["default"],
+            allow=self["allow"],
+            deny=self["deny"],
         )
-        if not (config.outbound or config.inbound or config.forward):
+        if not (config.outbound or config.inbound or config.forward or config.sni_proxy):
             raise ConfigError(
                 self["config"] or COMMAND_LINE,
                 None,
                 None,
-                "nothing to listen on; give --outbound, --inbound or --forward",
+                "nothing to listen on; give --outbound, --inbound, --sni-proxy or --forward",
             )
         return config
 
@@ -102,6 +111,11 @@ class Options(usage.Options):
             if description is not None:
                 place = self._place(f"--{key}" if self[key] is not None else None, key)
                 _check(_transparent_endpoint, reactor, *place, description)
+        if config.sni_proxy is not None:
+            place = self._place(
+                "--sni-proxy" if self["sni-proxy"] is not None else None, "sni_proxy"
+            )
+            _check(serverFromString, reactor, *place, config.sni_proxy)
         from_file = len(config.forward) - len(self["forward"])
         for index, forward in enumerate(config.forward):
             flag = "--forward" if index >= from_file else None
@@ -131,91 +145,7 @@ def _check(
         raise ConfigError(source, key, text, problem) from None
 
 
-class SidecarService(service.Service):
-    """All listeners and what they share.
-
-    Args:
-        reactor: Where everything belongs.
-        config: What to do.
-        log: Told of each flow's end; stopped with the service.
-    """
-
-    name = "sidecar"
-
-    def __init__(
-        self, reactor: IRelayReactor, config: Config, log: AccessLog | None = None
-    ) -> None:
-        self._reactor = reactor
-        self._config = config
-        self._log = log
-        self._ports: list[IListeningPort] = []
-        self._runtime: Runtime | None = None
-
-    def privilegedStartService(self) -> None:
-        """Open every listener, while low ports and capabilities can still be had.
-
-        Raises:
-            SystemExit: A listener that can't be had; one line, status 1.
-        """
-        super().privilegedStartService()  # type: ignore[no-untyped-call]
-        try:
-            self._open()
-        except SidecarError as error:
-            fail(error)
-
-    def _open(self) -> None:
-        config = self._config
-        self._runtime = runtime = Runtime.make(
-            self._reactor,
-            self._log,
-            mark=config.mark or None,
-            limits=config.limits,
-        )
-        if config.outbound is not None:
-            self._listen(
-                runtime,
-                config.outbound,
-                TransparentRelayFactory(runtime, kind=ListenerKind.OUTBOUND),
-            )
-        if config.inbound is not None:
-            chosen = config.inbound_source
-            source = Source(str(chosen.ipv4), str(chosen.ipv6)) if chosen.enabled else None
-            self._listen(
-                runtime,
-                config.inbound,
-                TransparentRelayFactory(runtime, kind=ListenerKind.INBOUND, source=source),
-            )
-        for forward in config.forward:
-            upstream = parse_upstream(self._reactor, forward.connect)
-            self._listen(runtime, forward.listen, StaticRelayFactory(runtime, upstream))
-
-    def _listen(self, runtime: Runtime, description: str, factory: IProtocolFactory) -> None:
-        endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
-        failures: list[Failure] = []
-        listening = endpoint.listen(factory)
-        listening.addCallback(lambda port: self._ports.append(adopt_port(runtime, port, factory)))
-        listening.addErrback(failures.append)
-        if failures:
-            if isinstance(failures[0].value, SidecarError):
-                raise failures[0].value
-            raise ListenError(description, failures[0].getErrorMessage())
-
-    def stopService(self) -> defer.Deferred[None]:
-        """Stop accepting, end every flow, write the log's last lines."""
-        super().stopService()  # type: ignore[no-untyped-call]
-        stopped = [port.stopListening() for port in self._ports]
-        self._ports = []
-        if self._runtime is not None:
-            self._runtime.close()
-            self._runtime = None
-        if self._log is not None:
-            stopped.append(self._log.stop())
-            self._log = None
-        waiting = [one for one in stopped if isinstance(one, defer.Deferred)]
-        return defer.gatherResults(waiting).addCallback(lambda _: None)
-
-
-def makeService(options: Options) -> service.IService:
+def makeService(options: Options) -> IService:
     """Make the service that ``twistd sidecar`` runs.
 
     The access log is opened here: before twistd logs its own first line, which must
@@ -232,7 +162,7 @@ def makeService(options: Options) -> service.IService:
         log = _open_log(options, config, cast("IRelayReactor", reactor))
     except SidecarError as error:
         fail(error)
-    return SidecarService(cast("IRelayReactor", reactor), config, log)
+    return SidecarService(cast("IRelayReactor", reactor), config, options.to_config, log)
 
 
 def _open_log(options: Options, config: Config, reactor: IRelayReactor) -> AccessLog | None:
@@ -246,13 +176,3 @@ def _open_log(options: Options, config: Config, reactor: IRelayReactor) -> Acces
         problem = f"can't be opened: {error.strerror}"
         raise ConfigError(source, key, config.access_log, problem) from None
     return AccessLog(descriptor, reactor, backlog=config.limits.access_log_backlog)
-
-
-def fail(error: SidecarError) -> NoReturn:
-    """End twistd with one line and status 1.
-
-    On the real standard error: twistd may have put its log in the place of
-    sys.stderr.
-    """
-    print(f"twistd sidecar: {error}", file=sys.__stderr__)
-    raise SystemExit(1)

@@ -1,0 +1,313 @@
+"""One connection from its arrival to the verdict: peeked at where a name matters.
+
+    decide ─ allow ───────────────────────────────┐
+       │ └── deny ── tell the client, end         ├─► allowed(address, bytes read)
+       └──── need more ── peek ── decide ── verify ┘
+
+What was read while peeking belongs to the relay, which delivers it first. A client
+that stays silent is one whose server speaks first: after a moment it is judged as one
+without a name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import CancelledError
+
+from sidecar.addresses import SocketAddress
+from sidecar.errors import VerificationError
+from sidecar.flow import Flow, FlowEnd, Verdict
+from sidecar.names.verifying import acceptable_answers
+from sidecar.peeking import Peek
+from sidecar.policy import Outcome
+from sidecar.protocols.denials import refuse
+from sidecar.relay.poller import ERROR, READ
+from sidecar.relay.resets import reset
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IDelayedCall
+    from twisted.python.failure import Failure
+
+    from sidecar.names.resolving import INameResolver
+    from sidecar.names.verifying import IVerifier
+    from sidecar.policy import Policy
+    from sidecar.runtime import Runtime
+
+    Allowed = Callable[[socket.socket, Flow, SocketAddress, bytes], None]
+
+__all__ = ["Judge", "Judging", "Routing"]
+
+# Bytes taken from the client at a time. A post-quantum ClientHello is 1.8 KB.
+_READ_SIZE = 1 << 14
+
+
+class Judge:
+    """What all flows are judged by.
+
+    Args:
+        policy: The rules; may be replaced at any time, for the flows to come.
+        verifier: Says whether an address belongs to a name.
+        silence: Seconds that a client may stay silent before it is taken for one
+            whose server speaks first.
+        patience: Seconds from a client's first byte to its name; absolute.
+    """
+
+    def __init__(
+        self, policy: Policy, verifier: IVerifier, *, silence: float, patience: float
+    ) -> None:
+        self.policy = policy
+        self.verifier = verifier
+        self.silence = silence
+        self.patience = patience
+
+
+class _Peeking:
+    """One flow while its names are being learnt, and how it is refused.
+
+    Args:
+        runtime: Shared by all.
+        judge: What the flow is judged by.
+        connection: The client's; ours until `allowed` is called.
+        flow: Ended here if it is refused.
+        allowed: Called at most once, with the connection, the flow, the address to
+            dial and the bytes that were read.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_asking",
+        "_connection",
+        "_data",
+        "_fd",
+        "_flow",
+        "_judge",
+        "_peek",
+        "_runtime",
+        "_timer",
+        "_watched",
+    )
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        judge: Judge,
+        connection: socket.socket,
+        flow: Flow,
+        allowed: Allowed,
+    ) -> None:
+        self._runtime = runtime
+        self._judge = judge
+        self._connection = connection
+        self._fd = connection.fileno()
+        self._flow = flow
+        self._allowed = allowed
+        self._data = b""
+        self._peek: Peek | None = None
+        self._timer: IDelayedCall | None = None
+        self._asking: Deferred[None] | None = None
+        self._watched = False
+
+    def _names_known(self) -> None:
+        """Go on: the flow has all the names that it will have."""
+        raise NotImplementedError
+
+    # The poller's side
+
+    def ready(self, events: int) -> None:
+        """The client has something to say, or is gone."""
+        if events & READ and self._peek is not None:
+            self._read(self._peek)
+        elif events & ERROR:
+            self._give_up(FlowEnd.CLIENT_RESET)
+
+    def failed(self) -> None:
+        """A bug: refuse, which is the safe side."""
+        self.deny("internal_error")
+
+    def shut_down(self) -> None:
+        """The process ends."""
+        if self._watched:
+            self._give_up(FlowEnd.SHUTDOWN)
+
+    def _watch(self, events: int) -> None:
+        if self._watched:
+            self._runtime.poller.modify(self._fd, events)
+        else:
+            self._watched = True
+            self._runtime.poller.register(self._fd, events, self)
+
+    def _let_go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watched:
+            self._watched = False
+            self._runtime.poller.unregister(self._fd)
+
+    # Peeking
+
+    def _begin(self) -> None:
+        self._peek = Peek(self._flow)
+        self._watch(READ)
+        self._timer = self._runtime.reactor.callLater(self._judge.silence, self._waited)
+
+    def _read(self, peek: Peek) -> None:
+        try:
+            data = self._connection.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._give_up(FlowEnd.CLIENT_RESET)
+            return
+        if data and not self._data and self._timer is not None:
+            # It speaks: from now on what counts is when it has said its name.
+            self._timer.reset(self._judge.patience)
+        self._data += data
+        if peek.feed(data):
+            self._peeked(peek)
+
+    def _waited(self) -> None:
+        self._timer = None
+        peek = self._peek
+        if self._data or peek is None:
+            self.deny("peek_timeout")
+        else:
+            self._peeked(peek)
+
+    def _peeked(self, peek: Peek) -> None:
+        self._let_go()
+        self._peek = None
+        self._flow.names_known = True
+        if peek.problem is None:
+            self._names_known()
+        else:
+            self.deny(peek.problem)
+
+    # The verdict
+
+    def _ask(
+        self, asking: Deferred[SocketAddress], answered: Callable[[SocketAddress], None]
+    ) -> None:
+        """Wait for a name's address, and learn meanwhile if the client goes."""
+        self._watch(0)
+        self._asking = asking.addCallback(answered).addErrback(self._refused)
+
+    def _acceptable(self, address: SocketAddress) -> bool:
+        return self._judge.policy.accepts_address(self._flow, address)
+
+    def _refused(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is not None:
+            return
+        failure.trap(VerificationError)
+        error = failure.value
+        self.deny(error.reason, self._flow.rule, end=error.end)
+
+    def _allow(self, address: SocketAddress) -> None:
+        self._let_go()
+        self._allowed(self._connection, self._flow, address, self._data)
+
+    def deny(
+        self, reason: str, rule: str | None = None, hint: str = "", end: FlowEnd = FlowEnd.DENIED
+    ) -> None:
+        """Refuse the flow, tell the client, and end."""
+        self._let_go()
+        flow = self._flow
+        flow.verdict = Verdict.DENY
+        flow.reason = reason
+        flow.rule = rule
+        advice = f"; to allow it: {hint}" if hint else ""
+        refuse(self._connection, flow.protocol, f"sidecar: denied: {reason}{advice}")
+        flow.finish(end)
+
+    def _give_up(self, end: FlowEnd) -> None:
+        self._let_go()
+        if self._asking is not None:
+            self._asking.cancel()
+        reset(self._connection)
+        self._flow.finish(end)
+
+
+class Judging(_Peeking):
+    """One intercepted flow until its verdict: its destination is known.
+
+    Args: as `_Peeking`.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        judge: Judge,
+        connection: socket.socket,
+        flow: Flow,
+        allowed: Allowed,
+    ) -> None:
+        super().__init__(runtime, judge, connection, flow, allowed)
+        self._decide()
+
+    def _decide(self) -> None:
+        flow = self._flow
+        decision = self._judge.policy.decide(flow)
+        if decision.outcome is Outcome.NEED_MORE and not flow.names_known:
+            self._begin()
+            return
+        if decision.outcome is not Outcome.ALLOW or flow.destination is None:
+            self.deny(decision.reason.value, decision.rule_with_place, decision.hint)
+            return
+        flow.reason = decision.reason.value
+        flow.rule = decision.rule_with_place
+        if decision.by_name and flow.host is not None:
+            verifier = self._judge.verifier
+            self._ask(verifier.verify(flow.host, flow.destination, self._acceptable), self._allow)
+        else:
+            self._allow(flow.destination)
+
+    _names_known = _decide
+
+
+class Routing(_Peeking):
+    """One flow that goes to the name that it asks for, at the listener's own port.
+
+    Args:
+        resolver: Asked for the name.
+        Others: as `_Peeking`.
+    """
+
+    __slots__ = ("_port", "_resolver")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        judge: Judge,
+        connection: socket.socket,
+        flow: Flow,
+        allowed: Allowed,
+        resolver: INameResolver,
+    ) -> None:
+        super().__init__(runtime, judge, connection, flow, allowed)
+        self._resolver = resolver
+        self._port = connection.getsockname()[1]
+        self._begin()
+
+    def _names_known(self) -> None:
+        host = self._flow.host
+        if host is None:
+            self.deny("no_name")
+            return
+        unspecified = SocketAddress("::", self._port)
+        found = acceptable_answers(self._resolver, host, unspecified, self._acceptable)
+        self._ask(found.addCallback(lambda answers: answers[0]), self._resolved)
+
+    def _resolved(self, address: SocketAddress) -> None:
+        flow = self._flow
+        flow.destination = address
+        decision = self._judge.policy.decide(flow)
+        flow.reason = decision.reason.value
+        flow.rule = decision.rule_with_place
+        self._allow(address)

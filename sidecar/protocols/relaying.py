@@ -1,0 +1,181 @@
+"""One connection from the verdict to its end: dialled, joined, taken down."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from sidecar.addresses import SocketAddress
+from sidecar.errors import DialError, ProxyLoopDetected
+from sidecar.flow import Flow, FlowEnd, Verdict
+from sidecar.protocols.connecting import Connecting, reach
+from sidecar.relay import Joined, RelayProtocol, Side, start
+from sidecar.relay.poller import ERROR
+from sidecar.relay.resets import reset
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+
+    from sidecar.dialing import Dial, Source
+    from sidecar.relay import Totals
+    from sidecar.runtime import Runtime
+    from sidecar.upstreams import Upstream
+
+__all__ = ["Relaying"]
+
+
+class Relaying:
+    """One flow from its arrival to its end.
+
+    Args:
+        runtime: Shared by all.
+        side: The client's connection.
+        flow: Ended here, exactly once.
+        upstream: Where to.
+        source: Where from; None leaves it to the kernel.
+        to_upstream: What has been read from the client already, delivered first.
+    """
+
+    __slots__ = (
+        "_connecting",
+        "_flow",
+        "_joined",
+        "_local",
+        "_runtime",
+        "_side",
+        "_to_upstream",
+        "_watched",
+    )
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        side: Side,
+        flow: Flow,
+        upstream: Upstream,
+        source: Source | None,
+        to_upstream: bytes = b"",
+    ) -> None:
+        self._runtime = runtime
+        self._side = side
+        self._flow = flow
+        self._to_upstream = to_upstream
+        self._joined: Joined | None = None
+        self._local: SocketAddress | None = None
+        self._watched = False
+        if isinstance(side, RelayProtocol):
+            runtime.poller.wards.add(self)
+        self._connecting: Dial | Connecting | None = None
+        self._connecting = reach(runtime, upstream, source, self._connected)
+        if self._connecting is not None:
+            self._watch()
+
+    # The upstream is being dialled
+
+    def _watch(self) -> None:
+        """Learn of the client's end while its upstream is being dialled."""
+        side = self._side
+        if isinstance(side, RelayProtocol):
+            side.on_loss(self._client_lost)
+        else:
+            self._runtime.poller.register(side.fileno(), 0, self)
+            self._watched = True
+
+    def ready(self, events: int) -> None:
+        """The client has gone."""
+        if events & ERROR:
+            self._give_up(FlowEnd.CLIENT_RESET)
+
+    def failed(self) -> None:
+        """A bug in `ready`."""
+        self._give_up(FlowEnd.PROTOCOL_ERROR)
+
+    def shut_down(self) -> None:
+        """The process ends."""
+        if self._watched or self._joined is None:
+            self._give_up(FlowEnd.SHUTDOWN)
+            return
+        self._joined.abort(FlowEnd.SHUTDOWN)
+        # Twisted's transports close in a later turn, which may not come.
+        totals = self._joined.totals
+        if totals is None:
+            self._ended(FlowEnd.SHUTDOWN)
+        else:
+            self._relayed(totals._replace(end=FlowEnd.SHUTDOWN))
+
+    def looped(self) -> None:
+        """The upstream connection came back to one of our own listeners."""
+        self._flow.verdict = Verdict.DENY
+        self._flow.reason = FlowEnd.PROXY_LOOP_DETECTED.value
+        if self._joined is None:
+            self._give_up(FlowEnd.PROXY_LOOP_DETECTED)
+        else:
+            self._joined.abort(FlowEnd.PROXY_LOOP_DETECTED)
+
+    def _client_lost(self, _: Failure) -> None:
+        self._give_up(FlowEnd.CLIENT_RESET)
+
+    def _give_up(self, end: FlowEnd) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        self._refuse(end)
+
+    def _refuse(self, end: FlowEnd) -> None:
+        self._unwatch()
+        side = self._side
+        if isinstance(side, RelayProtocol):
+            side.abort()
+        else:
+            reset(side)
+        self._ended(end)
+
+    def _unwatch(self) -> None:
+        side = self._side
+        if isinstance(side, RelayProtocol):
+            side.on_loss(None)
+        elif self._watched:
+            self._watched = False
+            self._runtime.poller.unregister(side.fileno())
+
+    def _connected(self, outcome: Side | DialError, upstream: SocketAddress | None) -> None:
+        self._connecting = None
+        flow = self._flow
+        if isinstance(outcome, ProxyLoopDetected):
+            # Refused before anything was dialled.
+            flow.verdict = Verdict.DENY
+            flow.reason = outcome.end.value
+            self._refuse(outcome.end)
+            return
+        flow.upstream = upstream
+        if isinstance(outcome, DialError):
+            self._refuse(outcome.end)
+            return
+        self._unwatch()
+        runtime = self._runtime
+        if runtime.guard.tracks_upstreams and isinstance(outcome, socket.socket):
+            self._local = SocketAddress.from_kernel(outcome.getsockname())
+            runtime.guard.add_upstream(self._local, self)
+        self._joined = Joined()
+        start(
+            runtime.engine,
+            self._side,
+            outcome,
+            self._relayed,
+            self._joined,
+            to_upstream=self._to_upstream,
+        )
+
+    # The two are joined
+
+    def _relayed(self, totals: Totals) -> None:
+        flow = self._flow
+        flow.sent = totals.sent
+        flow.received = totals.received
+        if self._local is not None:
+            self._runtime.guard.remove_upstream(self._local)
+        self._ended(totals.end or FlowEnd.CLOSED)
+
+    def _ended(self, end: FlowEnd) -> None:
+        self._runtime.poller.wards.discard(self)
+        self._flow.finish(end)
