@@ -46,9 +46,10 @@ _NAME_MAX = 253
 # RFC 5890 §2.3.1: letters, digits, hyphens, none at a label's ends; underscores as
 # well, for service names (RFC 8552) and hosts that have them against all rules.
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
 # What inet_aton(3) and the WHATWG URL standard ("ends in a number") take for IPv4.
 _NUMERIC_END = re.compile(r"(?:\A|\.)(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?\Z", re.ASCII)
+_DIGITS = frozenset("0123456789")
 _FOREIGN = re.compile(r"[^A-Za-z0-9_.-]", re.ASCII)
 
 
@@ -96,10 +97,14 @@ def parse_host(text: str | bytes) -> HostName | IPAddress:
     """
     if isinstance(text, bytes):
         text = text.decode("latin-1")
-    if len(text) <= _NAME_MAX + 1 and _NAME.fullmatch(text) and not _NUMERIC_END.search(text):
-        name = text.removesuffix(".")
-        if len(name) <= _NAME_MAX:
-            return HostName(name.lower())
+    name = text.removesuffix(".")
+    # A last label that starts with a digit may still be a name: example.3com.
+    if (
+        len(name) <= _NAME_MAX
+        and _NAME.fullmatch(name)
+        and not (name[name.rfind(".") + 1] in _DIGITS and _NUMERIC_END.search(name))
+    ):
+        return HostName(name.lower())
     if text.startswith("[") and text.endswith("]") and ":" in text:
         return _parse_in_brackets(text)
     try:

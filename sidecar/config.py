@@ -9,7 +9,9 @@ loaded again while an earlier value is in force.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -18,8 +20,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sidecar.addresses import parse_ip
-from sidecar.errors import ConfigError
+from sidecar.errors import AddressError, ConfigError
 from sidecar.linux import OWN_MARK
+from sidecar.policy import Choice, Default, NameRule, Policy, Rule, parse_name_rule, parse_rule
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +30,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "COMMAND_LINE",
@@ -35,6 +38,9 @@ __all__ = [
     "Forward",
     "InboundSource",
     "Limits",
+    "OpenFlows",
+    "PolicyConfig",
+    "Verify",
     "load",
     "load_file",
     "merge_flags",
@@ -101,6 +107,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         connect_timeout: Seconds until an upstream that does not answer is given up.
+        silence: Seconds that a client may stay silent, where its name matters, before
+            it is taken for one whose server speaks first.
+        patience: Seconds from a client's first byte to its name, where that matters.
         idle_timeout: Seconds without a byte either way until a flow is ended; None
             for no limit, where keepalive finds the dead ones.
         half_close_timeout: Seconds that one direction may stay open after the
@@ -115,6 +124,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     connect_timeout: _ConnectTimeout = 10.0
+    # More than a round trip round the world, less than a person notices.
+    silence: _ConnectTimeout = 0.25
+    patience: _ConnectTimeout = 5.0
     idle_timeout: _Timeout | None = None
     half_close_timeout: _Timeout | None = None
     max_connections: (
@@ -145,21 +157,88 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 32_768
 
 
+class Verify(Enum):
+    """How an address is shown to belong to the name that an allow rests on."""
+
+    REDIAL = "redial"
+    CERTIFICATE = "certificate"
+    OFF = "off"
+
+
+class OpenFlows(Enum):
+    """What a reload does to open flows that the new policy denies."""
+
+    LEAVE = "leave"
+    CLOSE = "close"
+
+
+_Rules = Annotated[
+    tuple[Annotated[Rule, Meta(description='a rule, like "pypi.org:443" or "10.0.0.0/8"')], ...],
+    Meta(description='a list of rules, like ["*.example.org:443", "10.0.0.0/8:5432"]'),
+]
+
+
+class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which connections may be made.
+
+    Attributes:
+        default: What happens to what no rule matches; None to leave that to who runs:
+            the proxy allows, `sidecar exec` allows what is public.
+        allow, deny: Rules, with their places. Deny beats allow.
+        private_names: Names that allow rules may lead to addresses that are not public.
+        verify: How a name is held against the address.
+        ech: What happens where the name matters and may be a front for another.
+        no_name: What happens where a name matters and the client gives none.
+        open_flows: What a reload does to flows that it denies.
+    """
+
+    default: Annotated[Default, Meta(description='"allow", "deny" or "public"')] | None = None
+    allow: _Rules = ()
+    deny: _Rules = ()
+    private_names: Annotated[
+        tuple[Annotated[NameRule, Meta(description='a name, like "*.corp.example"')], ...],
+        Meta(description='a list of names, like ["*.corp.example"]'),
+    ] = ()
+    verify: Annotated[Verify, Meta(description='"redial", "certificate" or "off"')] = Verify.REDIAL
+    ech: Annotated[Choice, Meta(description='"allow" or "deny"')] = Choice.ALLOW
+    no_name: Annotated[Choice, Meta(description='"allow" or "deny"')] = Choice.DENY
+    open_flows: Annotated[OpenFlows, Meta(description='"leave" or "close"')] = OpenFlows.LEAVE
+
+    def build(self, default: Default = Default.ALLOW) -> Policy:
+        """Make the policy that decides.
+
+        Args:
+            default: What an unset `default` means here.
+        """
+        return Policy(
+            default=self.default or default,
+            allow=self.allow,
+            deny=self.deny,
+            private_names=self.private_names,
+            ech=self.ech,
+            no_name=self.no_name,
+        )
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be configured.
 
     Attributes:
         outbound: Server endpoint string for what programs here connect to.
         inbound: Server endpoint string for what connects to programs here.
+        sni_proxy: Server endpoint string for clients that are relayed to the host that
+            their TLS or HTTP names.
         forward: Static relays.
         access_log: A path, "-" for standard output, None for no log.
         mark: The fwmark of outgoing sockets (SO_MARK); 0 for none.
         inbound_source: From where the application sees inbound connections come.
         limits: What keeps the process bounded.
+        policy: Which connections may be made.
     """
 
     outbound: _Endpoint | None = None
     inbound: _Endpoint | None = None
+    sni_proxy: _Endpoint | None = None
     forward: Annotated[
         tuple[
             Annotated[Forward, Meta(description='a table with listen = "…" and connect = "…"')],
@@ -185,6 +264,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         InboundSource()
     )
     limits: Annotated[Limits, Meta(description="a table: [limits]")] = Limits()
+    policy: Annotated[PolicyConfig, Meta(description="a table: [policy]")] = PolicyConfig()
 
 
 def load(
@@ -192,14 +272,19 @@ def load(
     *,
     outbound: str | None = None,
     inbound: str | None = None,
+    sni_proxy: str | None = None,
     forward: Sequence[str] = (),
     access_log: str | None = None,
+    default: str | None = None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
 ) -> Config:
     """Build the configuration from a file, if there is one, and flags.
 
     Args:
         path: The TOML file; None for none.
-        outbound, inbound, forward, access_log: As `merge_flags` takes them.
+        outbound, inbound, sni_proxy, forward, access_log, default, allow, deny: As `merge_flags`
+            takes them.
 
     Raises:
         ConfigError: A file that can't be read, or a value that can't be used.
@@ -208,8 +293,12 @@ def load(
         Config() if path is None else load_file(path),
         outbound=outbound,
         inbound=inbound,
+        sni_proxy=sni_proxy,
         forward=forward,
         access_log=access_log,
+        default=default,
+        allow=allow,
+        deny=deny,
     )
 
 
@@ -229,7 +318,8 @@ def load_file(path: str) -> Config:
     if len(content) > _FILE_SIZE_MAX:
         raise ConfigError(path, None, None, f"longer than {_FILE_SIZE_MAX} bytes; not read")
     try:
-        raw = tomllib.loads(content.decode())
+        text = content.decode()
+        raw = tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(path, None, None, f"not UTF-8 (at line {line})") from None
@@ -239,7 +329,7 @@ def load_file(path: str) -> Config:
         last_line = content.count(b"\n") + 1
         problem = str(error).replace("at end of document", f"at line {last_line}, the last")
         raise ConfigError(path, None, None, f"not valid TOML: {problem}") from None
-    return _convert(raw, path)
+    return _convert(_with_rules(raw, path, text), path)
 
 
 def merge_flags(
@@ -247,16 +337,21 @@ def merge_flags(
     *,
     outbound: str | None = None,
     inbound: str | None = None,
+    sni_proxy: str | None = None,
     forward: Sequence[str] = (),
     access_log: str | None = None,
+    default: str | None = None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
 ) -> Config:
     """Lay flags over a configuration: a flag beats the file, lists add up.
 
     Args:
         config: What the file said, or `Config()`.
-        outbound, inbound, access_log: The flags' values; None where not given.
+        outbound, inbound, sni_proxy, access_log, default: The flags' values; None where not given.
         forward: Each ``LISTEN CONNECT``, two endpoint strings with white space
             between them.
+        allow, deny: Each a rule.
 
     Raises:
         ConfigError: A flag's value can't be used; the key is the flag.
@@ -266,6 +361,7 @@ def merge_flags(
         for name, value in (
             ("outbound", outbound),
             ("inbound", inbound),
+            ("sni_proxy", sni_proxy),
             ("access_log", access_log),
         )
         if value is not None
@@ -273,7 +369,32 @@ def merge_flags(
     for name, value in given.items():
         _convert({name: value}, COMMAND_LINE, key="--" + name.replace("_", "-"))
     forwards = tuple(_forward_from_flag(text) for text in forward)
-    return msgspec.structs.replace(config, **given, forward=config.forward + forwards)
+    policy = _merge_policy(config.policy, default, allow, deny)
+    return msgspec.structs.replace(
+        config, **given, forward=config.forward + forwards, policy=policy
+    )
+
+
+def _merge_policy(
+    policy: PolicyConfig, default: str | None, allow: Sequence[str], deny: Sequence[str]
+) -> PolicyConfig:
+    chosen = policy.default
+    if default is not None:
+        table = {"policy": {"default": default}}
+        chosen = _convert(table, COMMAND_LINE, key="--default").policy.default
+    return msgspec.structs.replace(
+        policy,
+        default=chosen,
+        allow=policy.allow + tuple(_rule_from_flag("--allow", text) for text in allow),
+        deny=policy.deny + tuple(_rule_from_flag("--deny", text) for text in deny),
+    )
+
+
+def _rule_from_flag(flag: str, text: str) -> Rule:
+    try:
+        return parse_rule(text, flag)
+    except AddressError as error:
+        raise ConfigError(COMMAND_LINE, flag, text, error.problem) from None
 
 
 def _forward_from_flag(text: str) -> Forward:
@@ -292,18 +413,108 @@ def _forward_from_flag(text: str) -> Forward:
 def _convert(raw: dict[str, Any], source: str, key: str | None = None) -> Config:
     """Check a raw tree. `key`, if given, stands in errors instead of the key found."""
     try:
-        return msgspec.convert(raw, Config, dec_hook=_decode_address)
+        return msgspec.convert(raw, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
         found, value, problem = _find_fault(raw, Config, "") or ("", None, str(error))
         raise ConfigError(source, key or found or None, value, problem) from None
 
 
-def _decode_address(kind: type, value: object) -> object:
-    """Decode what msgspec doesn't know: addresses, canonical spellings only."""
+def _decode(kind: type, value: object) -> object:
+    """Decode what msgspec doesn't know: addresses, canonical spellings only, and rules."""
+    if issubclass(kind, Rule):
+        # A file's rules have been read by now, with their places.
+        if isinstance(value, str):
+            return parse_name_rule(value) if kind is NameRule else parse_rule(value)
+        if isinstance(value, kind):
+            return value
+        raise TypeError("not a rule")
     address = parse_ip(value) if isinstance(value, str) else None
     if not isinstance(address, kind):
         raise TypeError(f"not an {kind.__name__}")
     return address
+
+
+_RULE_KEYS: dict[str, Callable[[str, str], Rule]] = {
+    "allow": parse_rule,
+    "deny": parse_rule,
+    "private_names": parse_name_rule,
+}
+# A comment, a string in any of TOML's four forms, a key that holds rules, the end of
+# an array. (The long forms first: they start like an empty short one.)
+_TOKEN = re.compile(
+    r"""
+    \#[^\n]*
+    | (?P<string> \"{3} (?s:\\.|.)*? \"{3,5} | \'{3} (?s:.)*? \'{3,5}
+                | "(?:[^"\\\n]|\\.)*" | '[^'\n]*' )
+    | (?<![\w-]) (?P<key> allow | deny | private_names ) (?=[ \t]*=)
+    | (?P<end> \] )
+    """,
+    re.VERBOSE,
+)
+_EQUALS = re.compile(r"[ \t]*[.=]")
+
+
+def _with_rules(raw: dict[str, Any], path: str, text: str) -> dict[str, Any]:
+    """Read the rules of a file, each with the line where it stands.
+
+    Args:
+        raw: The file's tree; stays as it is.
+        path: Its name.
+        text: Its text.
+
+    Returns:
+        The tree with rules in the place of their texts.
+
+    Raises:
+        ConfigError: A text that is no rule; the source is ``path:line``.
+    """
+    table = raw.get("policy")
+    if not isinstance(table, dict):
+        return raw
+    lines = _lines_of_rules(text)
+    read = dict(table)
+    for key, parse in _RULE_KEYS.items():
+        texts = table.get(key)
+        if not isinstance(texts, list):
+            continue
+        at = lines[key]
+        read[key] = rules = []
+        for index, item in enumerate(texts):
+            if not isinstance(item, str):
+                rules.append(item)
+                continue
+            place = f"{path}:{at[index]}" if index < len(at) else path
+            try:
+                rules.append(parse(item, place))
+            except AddressError as error:
+                raise ConfigError(place, f"policy.{key}[{index}]", item, error.problem) from None
+    return {**raw, "policy": read}
+
+
+def _lines_of_rules(text: str) -> dict[str, list[int]]:
+    """Find the lines on which the strings in each list of rules start.
+
+    Args:
+        text: Valid TOML. No other table than [policy] has these keys.
+    """
+    lines: dict[str, list[int]] = {key: [] for key in _RULE_KEYS}
+    current: str | None = None
+    line, counted = 1, 0
+    for token in _TOKEN.finditer(text):
+        if token["key"]:
+            current = token["key"]
+        elif token["end"]:
+            current = None
+        elif string := token["string"]:
+            if current is None and _EQUALS.match(text, token.end()):
+                # A key in quotes.
+                current = string[1:-1] if string[1:-1] in lines else None
+            elif current is not None:
+                start = token.start()
+                line += text.count("\n", counted, start)
+                counted = start
+                lines[current].append(line)
+    return lines
 
 
 def _find_fault(value: object, hint: Any, key: str) -> tuple[str, object, str] | None:
@@ -319,7 +530,7 @@ def _find_fault(value: object, hint: Any, key: str) -> tuple[str, object, str] |
         it; None if the value fits.
     """
     try:
-        msgspec.convert(value, hint, dec_hook=_decode_address)
+        msgspec.convert(value, hint, dec_hook=_decode)
     except msgspec.ValidationError:
         pass
     else:

@@ -13,6 +13,7 @@ private                 a class of addresses (`sidecar.policy.ranges`)
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple
 
@@ -232,6 +233,7 @@ def _parse_network(text: str) -> IPNetwork:
     return network
 
 
+@lru_cache(maxsize=1024)
 def _parse_ports(text: str) -> tuple[PortRange, ...]:
     ranges = []
     for part in text.split(","):
