@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twisted.internet.interfaces import IReactorCore, IReactorFDSet, IReactorSocket, IReactorTime
+from twisted.internet.interfaces import (
+    IReactorCore,
+    IReactorFDSet,
+    IReactorFromThreads,
+    IReactorSocket,
+    IReactorTime,
+)
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["IFlowObserver", "IPeekedProtocol", "IRelayReactor", "ISocketFactory"]
 
 
-class IRelayReactor(IReactorCore, IReactorTime, IReactorFDSet, IReactorSocket):
+class IRelayReactor(IReactorCore, IReactorTime, IReactorFDSet, IReactorSocket, IReactorFromThreads):
     """What sidecar needs of a reactor; every reactor of Twisted's on Linux has it."""
 
 

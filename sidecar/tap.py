@@ -30,9 +30,9 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "Intercepts TCP connections and relays each to where it was going. At least one"
-        " of --outbound, --inbound, --sni-proxy and --forward, here or in the file, is needed; rules"
-        " that bring connections here: sidecar rules --help."
+        "Intercepts TCP connections and relays each to where it was going, if it may. At"
+        " least one of --outbound, --inbound, --sni-proxy and --forward, here or in the"
+        " file, is needed; rules that bring connections here: sidecar rules --help."
     )
     optParameters: ClassVar[list[list[object]]] = [
         ["config", "c", None, "TOML file with any of the settings below and more"],

@@ -17,7 +17,9 @@ from sidecar.flow import (  # noqa: TC001 - msgspec reads the annotations
     DestinationSource,
     Flow,
     FlowEnd,
+    HostSource,
     ListenerKind,
+    Protocol,
     Verdict,
 )
 from sidecar.interfaces import IFlowObserver
@@ -36,14 +38,12 @@ FLUSH_DELAY = 0.05
 BATCH_LINES = 128
 
 _MICROSECONDS = 1_000_000
+# A hello may list thousands of protocols; clients offer two or three.
+_ALPN_MAX = 16
 
 
 class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One line, keys in this order.
-
-    Which name was asked for, and what was said in TLS, no listener of this version
-    looks at: protocol is "tcp", host, host_from and ja4 are None, alpn is empty.
-    """
+    """One line, keys in this order."""
 
     v: int
     time: str
@@ -52,11 +52,11 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     source: str | None
     destination: str | None
     destination_from: DestinationSource | None
-    protocol: str
-    host: None
-    host_from: None
+    protocol: Protocol
+    host: str | None
+    host_from: HostSource | None
     alpn: tuple[str, ...]
-    ja4: None
+    ja4: str | None
     verdict: Verdict
     reason: str
     rule: str | None
@@ -79,11 +79,11 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
             None if source is None else str(source),
             None if destination is None else str(destination),
             flow.destination_from,
-            "tcp",
-            None,
-            None,
-            (),
-            None,
+            flow.protocol,
+            flow.host,
+            flow.host_from,
+            flow.alpn[:_ALPN_MAX],
+            flow.ja4,
             flow.verdict,
             flow.reason,
             flow.rule,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
 
 from sidecar.addresses import SocketAddress
 from sidecar.errors import VerificationError
@@ -78,6 +79,7 @@ class _Peeking:
             dial and the bytes that were read.
     """
 
+    _log = Logger()
     __slots__ = (
         "_allowed",
         "_asking",
@@ -203,9 +205,12 @@ class _Peeking:
     def _refused(self, failure: Failure) -> None:
         if failure.check(CancelledError) is not None:
             return
-        failure.trap(VerificationError)
         error = failure.value
-        self.deny(error.reason, self._flow.rule, end=error.end)
+        if isinstance(error, VerificationError):
+            self.deny(error.reason, self._flow.rule, end=error.end)
+        else:
+            self._log.failure("bug while a name was being verified; denied", failure)
+            self.deny("internal_error")
 
     def _allow(self, address: SocketAddress) -> None:
         self._let_go()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from zope.interface import alsoProvides, implementer
 
-from sidecar.addresses import SocketAddress
 from sidecar.config import Limits
 from sidecar.flow import Flow, ListenerKind
 from sidecar.interfaces import IPeekedProtocol, ISocketFactory
@@ -26,9 +25,11 @@ if TYPE_CHECKING:
         IProtocol,
         IProtocolFactory,
         IReactorTime,
+        ITransport,
     )
     from twisted.python.failure import Failure
 
+    from sidecar.addresses import SocketAddress
     from sidecar.names.resolving import INameResolver
     from sidecar.runtime import Runtime
 
@@ -115,7 +116,7 @@ class PeekFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """A protocol that peeks, round one of the wrapped factory's."""
-        wrapped = self._wrapped.buildProtocol(addr)
+        wrapped = self._wrapped.buildProtocol(cast("IAddress", addr))
         return None if wrapped is None else _PeekingProtocol(self, wrapped)
 
 
@@ -162,7 +163,7 @@ class _PeekingProtocol(Protocol):
         self._flow.names_known = True
         if IPeekedProtocol.providedBy(self._wrapped):
             self._wrapped.peeked(self._flow)
-        self._wrapped.makeConnection(self.transport)
+        self._wrapped.makeConnection(cast("ITransport", self.transport))
         for data in self._data:
             self._wrapped.dataReceived(data)
         self._data.clear()
@@ -171,11 +172,11 @@ class _PeekingProtocol(Protocol):
         """The client has sent its last byte."""
         if self._peek is not None:
             self._hand_over()
-        self._wrapped.readConnectionLost()
+        cast("IHalfCloseableProtocol", self._wrapped).readConnectionLost()
 
     def writeConnectionLost(self) -> None:
         """Our own FIN is out."""
-        self._wrapped.writeConnectionLost()
+        cast("IHalfCloseableProtocol", self._wrapped).writeConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone; a protocol that was never connected is, so that it can say good-bye."""
