@@ -302,8 +302,13 @@ def load(
     )
 
 
-def load_file(path: str) -> Config:
+def load_file(path: str, bad_rules: list[ConfigError] | None = None) -> Config:
     """Read a TOML file.
+
+    Args:
+        path: Its name.
+        bad_rules: Gets an error for each text that is no rule, with its line; such
+            rules are left out. Without it, the first is raised.
 
     Raises:
         ConfigError: It can't be read, is not TOML, has a key that does not exist
@@ -329,7 +334,13 @@ def load_file(path: str) -> Config:
         last_line = content.count(b"\n") + 1
         problem = str(error).replace("at end of document", f"at line {last_line}, the last")
         raise ConfigError(path, None, None, f"not valid TOML: {problem}") from None
-    return _convert(_with_rules(raw, path, text), path)
+    faults: list[ConfigError] = []
+    rules_read = _with_rules(raw, path, text, faults)
+    if faults and bad_rules is None:
+        raise faults[0]
+    if bad_rules is not None:
+        bad_rules += faults
+    return _convert(rules_read, path)
 
 
 def merge_flags(
@@ -454,19 +465,19 @@ _TOKEN = re.compile(
 _EQUALS = re.compile(r"[ \t]*[.=]")
 
 
-def _with_rules(raw: dict[str, Any], path: str, text: str) -> dict[str, Any]:
+def _with_rules(
+    raw: dict[str, Any], path: str, text: str, faults: list[ConfigError]
+) -> dict[str, Any]:
     """Read the rules of a file, each with the line where it stands.
 
     Args:
         raw: The file's tree; stays as it is.
         path: Its name.
         text: Its text.
+        faults: Gets an error for each text that is no rule; the source is ``path:line``.
 
     Returns:
         The tree with rules in the place of their texts.
-
-    Raises:
-        ConfigError: A text that is no rule; the source is ``path:line``.
     """
     table = raw.get("policy")
     if not isinstance(table, dict):
@@ -487,7 +498,8 @@ def _with_rules(raw: dict[str, Any], path: str, text: str) -> dict[str, Any]:
             try:
                 rules.append(parse(item, place))
             except AddressError as error:
-                raise ConfigError(place, f"policy.{key}[{index}]", item, error.problem) from None
+                fault = ConfigError(place, f"policy.{key}[{index}]", item, error.problem)
+                faults.append(fault)
     return {**raw, "policy": read}
 
 
@@ -501,19 +513,21 @@ def _lines_of_rules(text: str) -> dict[str, list[int]]:
     current: str | None = None
     line, counted = 1, 0
     for token in _TOKEN.finditer(text):
-        if token["key"]:
-            current = token["key"]
-        elif token["end"]:
-            current = None
-        elif string := token["string"]:
-            if current is None and _EQUALS.match(text, token.end()):
-                # A key in quotes.
-                current = string[1:-1] if string[1:-1] in lines else None
-            elif current is not None:
+        found = token.lastgroup
+        if found == "string":
+            if current is not None:
                 start = token.start()
                 line += text.count("\n", counted, start)
                 counted = start
                 lines[current].append(line)
+            elif _EQUALS.match(text, token.end()):
+                # A key in quotes.
+                key = token[0][1:-1]
+                current = key if key in lines else None
+        elif found == "key":
+            current = token[0]
+        elif found == "end":
+            current = None
     return lines
 
 

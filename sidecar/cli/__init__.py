@@ -22,6 +22,7 @@ __all__ = ["main"]
 
 _SUBCOMMANDS = {
     "rules": "show, apply, check or remove the rules that route connections into sidecar",
+    "policy": "check a file's rules, or say what they do with a connection and why",
     "demo": "see interception at work in a namespace of its own, with no internet",
 }
 

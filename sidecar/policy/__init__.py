@@ -6,6 +6,7 @@
     decisions   what decide() answers
     policy      decide() itself
     review      rules that are probably not what was meant
+    explain     all rules that match, one by one
 
 docs/reference/policy.md is the description for users.
 """

@@ -188,12 +188,13 @@ class RuleIndex:
     __slots__ = ("_any", "_classes", "_ports", "_v4", "_v6", "names")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        by_kind: dict[HostKind, list[Rule]] = {kind: [] for kind in HostKind}
         names: list[Rule] = []
-        addresses: list[Rule] = []
+        by_kind: dict[HostKind, list[Rule]] = {kind: [] for kind in HostKind}
         for rule in rules:
-            by_kind[rule.kind].append(rule)
-            (names if rule.is_for_names else addresses).append(rule)
+            if rule.is_for_names:
+                names.append(rule)
+            else:
+                by_kind[rule.kind].append(rule)
         self.names = NameIndex(names)
         self._v4 = NetworkIndex(by_kind[HostKind.NETWORK], 4)
         self._v6 = NetworkIndex(by_kind[HostKind.NETWORK], 16)
@@ -203,7 +204,7 @@ class RuleIndex:
             if found:
                 self._classes[kind] = PortIndex(found)
         self._any = PortIndex(by_kind[HostKind.ANY])
-        self._ports = PortIndex(rule for rule in addresses if rule.kind is not HostKind.ANY)
+        self._ports = PortIndex(by_kind[HostKind.NETWORK] + by_kind[HostKind.CLASS])
 
     def match_any(self, port: int) -> Rule | None:
         """Find a ``*`` rule for a port."""

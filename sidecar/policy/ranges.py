@@ -19,10 +19,14 @@ from bisect import bisect_right
 from enum import Enum
 from functools import cache
 from ipaddress import ip_network
+from typing import TYPE_CHECKING
 
 from sidecar.addresses import pack
 
-__all__ = ["AddressClass", "classify", "deny_classes", "embedded"]
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+__all__ = ["AddressClass", "classify", "common_class", "deny_classes", "embedded"]
 
 
 class AddressClass(Enum):
@@ -184,14 +188,26 @@ def deny_classes(packed: bytes) -> tuple[AddressClass, ...]:
     return tuple(classes)
 
 
+def common_class(network: IPv4Network | IPv6Network) -> AddressClass | None:
+    """Say what class all addresses of a network are of; None if of several.
+
+    Also None for networks of addresses with others inside.
+    """
+    first, last = network.network_address.packed, network.broadcast_address.packed
+    starts, classes = _table(len(first), metadata=True)
+    if bisect_right(starts, first) != bisect_right(starts, last):
+        return None
+    return None if embedded(first) or embedded(last) else classes[bisect_right(starts, first) - 1]
+
+
 def _lookup(packed: bytes, *, metadata: bool = True) -> AddressClass:
     """The class of the narrowest range that holds the address as it is."""
-    starts, classes = _table(len(packed), metadata)
+    starts, classes = _table(len(packed), metadata=metadata)
     return classes[bisect_right(starts, packed) - 1]
 
 
 @cache
-def _table(octets: int, metadata: bool) -> tuple[list[bytes], list[AddressClass]]:
+def _table(octets: int, *, metadata: bool) -> tuple[list[bytes], list[AddressClass]]:
     """Flatten the ranges into stretches: where each starts, and its class."""
     networks = [
         (int(network.network_address), int(network.broadcast_address), network.prefixlen, kind)

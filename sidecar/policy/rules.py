@@ -58,8 +58,6 @@ class PortRange(NamedTuple):
 
 ALL_PORTS = PortRange(0, 65535)
 
-_NAME_KINDS = frozenset({HostKind.NAME, HostKind.BELOW, HostKind.DOMAIN})
-
 
 class Rule:
     """One rule, and where it stands. A value: never changed.
@@ -73,9 +71,12 @@ class Rule:
             for everything.
         ports: At least one range.
         place: ``policy.toml:12``, or the flag.
+
+    Attributes:
+        is_for_names: Whether it matches by the name, rather than by the address.
     """
 
-    __slots__ = ("host", "kind", "place", "ports", "text")
+    __slots__ = ("host", "is_for_names", "kind", "place", "ports", "text")
 
     def __init__(
         self,
@@ -90,11 +91,7 @@ class Rule:
         self.host = host
         self.ports = ports
         self.place = place
-
-    @property
-    def is_for_names(self) -> bool:
-        """Whether it matches by the name, rather than by the address."""
-        return self.kind in _NAME_KINDS
+        self.is_for_names = isinstance(host, str)
 
     def match(self, port: int) -> Rule | None:
         """Return itself if it is for this port."""
@@ -102,10 +99,6 @@ class Rule:
             if first <= port <= last:
                 return self
         return None
-
-    def at(self, place: str) -> Rule:
-        """Return the same rule with its place."""
-        return type(self)(self.text, self.kind, self.host, self.ports, place)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rule):

@@ -1,0 +1,254 @@
+"""`sidecar policy`: check a file's rules; say what they do with a connection, and why."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from sidecar.addresses import parse_authority, parse_ip
+from sidecar.config import COMMAND_LINE, Verify, load, load_file
+from sidecar.errors import AddressError, ConfigError
+from sidecar.policy import Choice, Decision, Default, Outcome, Reason
+from sidecar.policy.explain import matches_name, matching
+from sidecar.policy.review import review
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sidecar.config import PolicyConfig
+    from sidecar.policy import Rule
+
+__all__ = ["add_arguments", "run"]
+
+_VERIFICATION = {
+    Verify.REDIAL: "redial: sidecar resolves the name, and dials its own answer if the "
+    "client's address is not among them",
+    Verify.CERTIFICATE: "certificate: the address must show a certificate that is valid for "
+    "the name",
+    Verify.OFF: "off: the client's word is taken for it",
+}
+_REASONS = {
+    Reason.DEFAULT: "no rule decides",
+    Reason.RULE: "an allow rule matches",
+    Reason.DENIED_BY_RULE: "a deny rule matches, and deny beats allow",
+    Reason.NO_NAME: "the client gives no name, and a rule for names could have decided",
+    Reason.ECH: "the name may hide another",
+    Reason.PRIVATE_ADDRESS: "the address is not public, and no address rule allows it",
+    Reason.METADATA: "the address is a cloud's metadata service, and no address rule allows it",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands and their options."""
+    parser.description = f"{parser.description}. Nothing is resolved or dialled."
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser(
+        "check", help="find errors, and rules that are probably not what was meant; exit 0 or 1"
+    )
+    check.add_argument("file", metavar="FILE", help="TOML, as for twistd sidecar --config")
+    why = actions.add_parser("why", help="judge a connection; exit 0 if allowed, 1 if denied")
+    why.add_argument("target", metavar="HOST:PORT", help="a name or an address, and a port")
+    why.add_argument("--address", metavar="IP", help="where the name leads")
+    why.add_argument("--policy", metavar="FILE", help="TOML, as for twistd sidecar --config")
+    why.add_argument("--allow", metavar="RULE", action="append", default=[], help="one more rule")
+    why.add_argument("--deny", metavar="RULE", action="append", default=[], help="one more rule")
+    why.add_argument("--default", metavar="WHAT", help="allow, deny or public")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the chosen action.
+
+    Returns:
+        0; 1 for a file with errors, or a connection that is denied.
+
+    Raises:
+        ConfigError: A file or an argument that can't be used.
+    """
+    return _check(arguments.file) if arguments.action == "check" else _why(arguments)
+
+
+def _check(path: str) -> int:
+    bad_rules: list[ConfigError] = []
+    try:
+        config = load_file(path, bad_rules).policy
+    except ConfigError as error:
+        _report_errors([*bad_rules, error])
+        return 1
+    remarks = review(config.build(config.default or Default.PUBLIC))
+    for remark in remarks:
+        print(_plain(f"warning: {remark}"))
+    if bad_rules:
+        _report_errors(bad_rules)
+        return 1
+    rules = len(config.allow) + len(config.deny)
+    print(_plain(f"{path}: {_count(rules, 'rule')}, {_count(len(remarks), 'warning')}"))
+    return 0
+
+
+def _report_errors(errors: list[ConfigError]) -> None:
+    for error in errors:
+        print(_plain(f"error: {error}"), file=sys.stderr)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    try:
+        target = parse_authority(arguments.target)
+    except AddressError as error:
+        raise ConfigError(COMMAND_LINE, "HOST:PORT", arguments.target, error.problem) from None
+    address = None
+    if arguments.address is not None:
+        try:
+            address = str(parse_ip(arguments.address))
+        except AddressError as error:
+            raise ConfigError(COMMAND_LINE, "--address", arguments.address, error.problem) from None
+    config = load(
+        arguments.policy,
+        allow=arguments.allow,
+        deny=arguments.deny,
+        default=arguments.default,
+    ).policy
+    host = target.host if isinstance(target.host, str) else None
+    if host is None:
+        if address not in {None, str(target.host)}:
+            raise ConfigError(
+                COMMAND_LINE, "--address", address, f"{target.host} is another address"
+            )
+        address = str(target.host)
+    inquiry = _Inquiry(config, host, address, target.port)
+    for line in inquiry.report(str(target)):
+        print(_plain(line))
+    return 0 if inquiry.allowed else 1
+
+
+class _Inquiry:
+    """One question, judged and explained.
+
+    Args:
+        config: The policy.
+        host: The name, if one is asked for.
+        address: The address, if it is known; one of the two is.
+        port: The port.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, host: str | None, address: str | None, port: int
+    ) -> None:
+        self._config = config
+        self._policy = config.build()
+        self._host = host
+        self._address = address
+        self._port = port
+        self._conditions: list[str] = []
+        self._decision = self._judge()
+        self.allowed = self._decision.outcome is Outcome.ALLOW
+
+    def _judge(self) -> Decision:
+        if self._address is not None:
+            return self._judge_address(self._address)
+        assert self._host is not None  # noqa: S101 - one of the two is known
+        decision = self._policy.judge_name(self._host, self._port)
+        if decision.outcome is not Outcome.NEED_MORE:
+            return decision
+        return self._judge_any_address(self._host, decision)
+
+    def _judge_address(self, address: str) -> Decision:
+        policy, port = self._policy, self._port
+        early = policy.judge(address, port, names_known=False)
+        if early.outcome is not Outcome.NEED_MORE:
+            return early
+        if self._host is None:
+            self._conditions.append(
+                "judged as a TLS or HTTP client that gives no name; a name could change this"
+            )
+        elif policy.ech is Choice.DENY:
+            self._conditions.append('the client must not use ECH (ech = "deny")')
+        return policy.judge(address, port, host=self._host)
+
+    def _judge_any_address(self, host: str, decision: Decision) -> Decision:
+        """Judge a name whose address decides, by the address it probably has."""
+        policy, port = self._policy, self._port
+        denied = [rule for rule in policy.deny if _is_for_addresses(rule) and rule.match(port)]
+        allowed = [rule for rule in policy.allow if _is_for_addresses(rule) and rule.match(port)]
+        by_name = decision.rule is not None
+        by_default = policy.default is not Default.DENY
+        if not by_name and not by_default:
+            return self._only_by_address(host, allowed)
+        if by_name and policy.default is not Default.ALLOW:
+            if policy.ech is Choice.DENY:
+                self._conditions.append('the client must not use ECH (ech = "deny")')
+            private = any(matches_name(rule, host) for rule in policy.private_names)
+            if private:
+                self._conditions.append("its address may be private (private_names)")
+        else:
+            private = policy.default is Default.ALLOW
+        if not private:
+            self._conditions.append("its address must be public" + _or_match(allowed))
+        if denied:
+            self._conditions.append(f"its address must not match {_listed(denied)}")
+        reason = Reason.RULE if by_name else Reason.DEFAULT
+        rests = by_name and policy.default is Default.DENY
+        return Decision(Outcome.ALLOW, reason, decision.rule, by_name=rests)
+
+    def _only_by_address(self, host: str, allowed: list[Rule]) -> Decision:
+        self._conditions.append(
+            f"it would be allowed at an address that matches {_listed(allowed)}"
+        )
+        return Decision(Outcome.DENY, Reason.DEFAULT, hint=f"{host}:{self._port}")
+
+    def report(self, target: str) -> list[str]:
+        """The answer, its grounds, and every rule that matches."""
+        decision = self._decision
+        at = f" at {self._address}" if self._host is not None and self._address else ""
+        lines = [f"{decision.outcome.value}  {target}{at}"]
+        lines.append(f"reason: {decision.reason.value} ({_REASONS[decision.reason]})")
+        if decision.rule is not None:
+            lines.append(f"rule: {decision.rule_with_place}")
+        if self.allowed and decision.by_name:
+            lines.append(f"verify: {_VERIFICATION[self._config.verify]}")
+        lines += [f"condition: {each}" for each in self._conditions]
+        if decision.hint:
+            lines.append(f"would be allowed by: {decision.hint}")
+        return [*lines, *self._rules()]
+
+    def _rules(self) -> list[str]:
+        policy = self._policy
+        lines = []
+        for name, rules, hidden in (("deny", policy.deny, True), ("allow", policy.allow, False)):
+            found = matching(
+                rules, self._port, host=self._host, address=self._address, hidden=hidden
+            )
+            lines.append(f"{name}: {_count(len(rules), 'rule')} tried, {len(found)} matching")
+            for rule in found:
+                mark = "->" if rule is self._decision.rule else "  "
+                lines.append(f"  {mark} {rule.text} ({rule.place})")
+        return [*lines, f"default: {policy.default.value}"]
+
+
+def _is_for_addresses(rule: Rule) -> bool:
+    return not rule.is_for_names
+
+
+def _or_match(rules: list[Rule]) -> str:
+    return f", or match {_listed(rules)}" if rules else ""
+
+
+_LISTED = 5
+
+
+def _listed(rules: list[Rule]) -> str:
+    """Name a few rules."""
+    texts = [rule.text for rule in rules[:_LISTED]]
+    if len(rules) > _LISTED:
+        texts.append(f"{len(rules) - _LISTED} more")
+    return " or ".join(texts)
+
+
+def _plain(text: str) -> str:
+    """Take everything out of a text that a terminal could act on."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
