@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
 from service_identity.cryptography import verify_certificate_hostname
+from service_identity.exceptions import CertificateError
 from service_identity.exceptions import VerificationError as NameDiffers
 from twisted.internet.defer import fail, succeed
 from twisted.logger import Logger
@@ -334,6 +335,8 @@ class _Probe:
             verify_certificate_hostname(certificate.to_cryptography(), self._host)
         except NameDiffers:
             self._mismatch("it is for other names")
+        except CertificateError:
+            self._mismatch("it has no usable name")
         except Exception as error:  # noqa: BLE001 - what no parser can read proves nothing
             self._mismatch(f"its names can't be read: {type(error).__name__}")
         else:

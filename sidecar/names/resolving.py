@@ -8,7 +8,6 @@ whose servers are silent holds one of those, and nothing else.
 
 from __future__ import annotations
 
-import re
 import socket
 from contextlib import suppress
 from copy import copy
@@ -21,7 +20,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
-from sidecar.addresses import IPAddress, parse_ip
+from sidecar.addresses import IPAddress, parse_host, parse_ip
 from sidecar.errors import (
     AddressError,
     DialError,
@@ -55,19 +54,14 @@ _DEADLINE = 5.0
 # connections to one name come within a second or two; names that move (a failover)
 # have TTLs of no less than this.
 _KEPT_SECONDS = 5.0
-# Names, some 500 bytes each. A client that asks for more drives out others' answers,
-# which costs them a query.
+# Names, some 500 bytes each and at most 30 KB. A client that asks for more drives out
+# others' answers, which costs them a query.
 _KEPT_NAMES = 1024
-# Addresses of one name; the most that a DNS answer over UDP holds. An answer over TCP
-# holds thousands, each of which would be compared for each connection.
+# Addresses of one name; as many as a DNS answer of 4096 bytes, the most over UDP, has.
+# One over TCP has thousands, each of which would be compared for each connection.
 _ANSWERS = 256
 
 _STOPPED = "sidecar is being stopped"
-
-# What addresses.py makes of a peer's text: nothing else is handed to getaddrinfo, which
-# stops at a NUL and takes 127.1, 0x7f000001 and 017700000001 for 127.0.0.1.
-_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*", re.ASCII)
-_LIKE_A_NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z", re.ASCII)
 
 
 class INameResolver(Interface):
@@ -247,8 +241,15 @@ class SystemResolver:
 
 
 def _is_canonical(host: str) -> bool:
-    # A name that ends in a number is a legacy IPv4 spelling, or an address.
-    return bool(_NAME.fullmatch(host)) and not _LIKE_A_NUMBER.match(host.rpartition(".")[2])
+    """Whether addresses.py would have made this name of a peer's text.
+
+    Nothing else is handed to getaddrinfo, which stops at a NUL, and takes 127.1,
+    0x7f000001 and 017700000001 for 127.0.0.1.
+    """
+    try:
+        return parse_host(host) == host
+    except AddressError:
+        return False
 
 
 def _canonical(answers: list[str]) -> Addresses:
