@@ -11,7 +11,7 @@ from twisted.internet import defer
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
 
-from sidecar.config import Config, Verify
+from sidecar.config import Config, OpenFlows, Verify
 from sidecar.dialing import Source
 from sidecar.endpoints import adopt_port
 from sidecar.errors import ListenError, SidecarError
@@ -134,7 +134,9 @@ class SidecarService(service.Service):
         self._reactor.callFromThread(self.reload)
 
     def reload(self) -> None:
-        """Read the configuration again and put its policy into force for the flows to come.
+        """Read the configuration again and put its policy into force.
+
+        For the flows to come; for open ones as well with ``open_flows = "close"``.
 
         What can't be used changes nothing: the policy in force stays. Everything but
         the policy takes a restart.
@@ -147,6 +149,8 @@ class SidecarService(service.Service):
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
         self._judge.policy = config.policy.build()
+        if config.policy.open_flows is OpenFlows.CLOSE:
+            self._judge.close_denied()
         self._log_reload.info(
             "policy reloaded: {allow} allow and {deny} deny rules",
             allow=len(config.policy.allow),

@@ -11,18 +11,19 @@ without a name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from sidecar.addresses import SocketAddress
 from sidecar.errors import VerificationError
-from sidecar.flow import Flow, FlowEnd, Verdict
+from sidecar.flow import Flow, FlowEnd, Protocol, Verdict
 from sidecar.names.verifying import acceptable_answers
 from sidecar.peeking import Peek
 from sidecar.policy import Outcome
 from sidecar.protocols.denials import refuse
+from sidecar.protocols.early import EarlyUpstream
 from sidecar.relay.poller import ERROR, READ
 from sidecar.relay.resets import reset
 
@@ -37,14 +38,32 @@ if TYPE_CHECKING:
     from sidecar.names.resolving import INameResolver
     from sidecar.names.verifying import IVerifier
     from sidecar.policy import Policy
+    from sidecar.protocols.relaying import Relaying
     from sidecar.runtime import Runtime
 
-    Allowed = Callable[[socket.socket, Flow, SocketAddress, bytes], None]
-
-__all__ = ["Judge", "Judging", "Routing"]
+__all__ = ["Allowed", "Judge", "Judging", "Routing"]
 
 # Bytes taken from the client at a time. A post-quantum ClientHello is 1.8 KB.
 _READ_SIZE = 1 << 14
+
+
+class Allowed(NamedTuple):
+    """A flow that may go.
+
+    Attributes:
+        connection: The client's; the callee's from here on.
+        flow: With all its facts.
+        address: What to dial, and nothing else.
+        data: What has been read from the client.
+        upstream: A connection to `address` that has been made already; None if there
+            is none.
+    """
+
+    connection: socket.socket
+    flow: Flow
+    address: SocketAddress
+    data: bytes
+    upstream: socket.socket | None
 
 
 class Judge:
@@ -56,6 +75,9 @@ class Judge:
         silence: Seconds that a client may stay silent before it is taken for one
             whose server speaks first.
         patience: Seconds from a client's first byte to its name; absolute.
+
+    Attributes:
+        open: The judged flows that are being relayed, by serial number.
     """
 
     def __init__(
@@ -65,6 +87,23 @@ class Judge:
         self.verifier = verifier
         self.silence = silence
         self.patience = patience
+        self.open: dict[int, tuple[Flow, Relaying]] = {}
+
+    def relayed(self, flow: Flow, relaying: Relaying) -> None:
+        """Take note of a judged flow that is being relayed, until it ends."""
+        if flow.end is None:
+            self.open[flow.serial] = flow, relaying
+
+    def ended(self, flow: Flow) -> None:
+        """Forget a flow."""
+        self.open.pop(flow.serial, None)
+
+    def close_denied(self) -> None:
+        """End the open flows that the policy, a new one, denies."""
+        for flow, relaying in list(self.open.values()):
+            decision = self.policy.decide(flow)
+            if decision.outcome is Outcome.DENY:
+                relaying.deny(decision.reason.value, decision.rule_with_place)
 
 
 class _Peeking:
@@ -75,8 +114,7 @@ class _Peeking:
         judge: What the flow is judged by.
         connection: The client's; ours until `allowed` is called.
         flow: Ended here if it is refused.
-        allowed: Called at most once, with the connection, the flow, the address to
-            dial and the bytes that were read.
+        allowed: Called at most once.
     """
 
     _log = Logger()
@@ -100,7 +138,7 @@ class _Peeking:
         judge: Judge,
         connection: socket.socket,
         flow: Flow,
-        allowed: Allowed,
+        allowed: Callable[[Allowed], None],
     ) -> None:
         self._runtime = runtime
         self._judge = judge
@@ -214,13 +252,23 @@ class _Peeking:
 
     def _allow(self, address: SocketAddress) -> None:
         self._let_go()
-        self._allowed(self._connection, self._flow, address, self._data)
+        self._allowed(
+            Allowed(self._connection, self._flow, address, self._data, self._upstream(address))
+        )
+
+    def _upstream(self, address: SocketAddress) -> socket.socket | None:  # noqa: ARG002
+        """A connection to the address that has been made already."""
+        return None
+
+    def _drop_upstream(self) -> None:
+        """Nothing will be relayed."""
 
     def deny(
         self, reason: str, rule: str | None = None, hint: str = "", end: FlowEnd = FlowEnd.DENIED
     ) -> None:
         """Refuse the flow, tell the client, and end."""
         self._let_go()
+        self._drop_upstream()
         flow = self._flow
         flow.verdict = Verdict.DENY
         flow.reason = reason
@@ -231,6 +279,7 @@ class _Peeking:
 
     def _give_up(self, end: FlowEnd) -> None:
         self._let_go()
+        self._drop_upstream()
         if self._asking is not None:
             self._asking.cancel()
         reset(self._connection)
@@ -240,10 +289,13 @@ class _Peeking:
 class Judging(_Peeking):
     """One intercepted flow until its verdict: its destination is known.
 
+    Where the policy would allow it without a name, its upstream is dialled while the
+    client is being listened to, so that a server that speaks first is heard at once.
+
     Args: as `_Peeking`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_early",)
 
     def __init__(
         self,
@@ -251,9 +303,10 @@ class Judging(_Peeking):
         judge: Judge,
         connection: socket.socket,
         flow: Flow,
-        allowed: Allowed,
+        allowed: Callable[[Allowed], None],
     ) -> None:
         super().__init__(runtime, judge, connection, flow, allowed)
+        self._early: EarlyUpstream | None = None
         self._decide()
 
     def _decide(self) -> None:
@@ -261,6 +314,7 @@ class Judging(_Peeking):
         decision = self._judge.policy.decide(flow)
         if decision.outcome is Outcome.NEED_MORE and not flow.names_known:
             self._begin()
+            self._dial_early()
             return
         if decision.outcome is not Outcome.ALLOW or flow.destination is None:
             self.deny(decision.reason.value, decision.rule_with_place, decision.hint)
@@ -274,6 +328,36 @@ class Judging(_Peeking):
             self._allow(flow.destination)
 
     _names_known = _decide
+
+    def _dial_early(self) -> None:
+        address = self._flow.destination
+        if address is None:
+            return
+        nameless = self._judge.policy.judge(address.host, address.port, protocol=Protocol.TCP)
+        if nameless.outcome is Outcome.ALLOW:
+            self._early = EarlyUpstream(self._runtime, address, self._server_spoke, self._looped)
+
+    def _server_spoke(self) -> None:
+        if self._peek is not None and not self._data:
+            self._peeked(self._peek)
+
+    def _looped(self) -> None:
+        reason = FlowEnd.PROXY_LOOP_DETECTED
+        self.deny(reason.value, end=reason)
+
+    def _upstream(self, address: SocketAddress) -> socket.socket | None:
+        early, self._early = self._early, None
+        if early is None:
+            return None
+        if address != self._flow.destination:
+            early.drop()
+            return None
+        return early.take()
+
+    def _drop_upstream(self) -> None:
+        if self._early is not None:
+            self._early.drop()
+            self._early = None
 
 
 class Routing(_Peeking):
@@ -292,7 +376,7 @@ class Routing(_Peeking):
         judge: Judge,
         connection: socket.socket,
         flow: Flow,
-        allowed: Allowed,
+        allowed: Callable[[Allowed], None],
         resolver: INameResolver,
     ) -> None:
         super().__init__(runtime, judge, connection, flow, allowed)

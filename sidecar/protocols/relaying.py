@@ -14,6 +14,8 @@ from sidecar.relay.poller import ERROR
 from sidecar.relay.resets import reset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.python.failure import Failure
 
     from sidecar.dialing import Dial, Source
@@ -34,6 +36,8 @@ class Relaying:
         upstream: Where to.
         source: Where from; None leaves it to the kernel.
         to_upstream: What has been read from the client already, delivered first.
+        connected: The connection to `upstream`, where it has been made already.
+        ended: Called once the flow has ended.
     """
 
     __slots__ = (
@@ -45,6 +49,7 @@ class Relaying:
         "_side",
         "_to_upstream",
         "_watched",
+        "_when_ended",
     )
 
     def __init__(
@@ -55,17 +60,24 @@ class Relaying:
         upstream: Upstream,
         source: Source | None,
         to_upstream: bytes = b"",
+        *,
+        connected: socket.socket | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         self._runtime = runtime
         self._side = side
         self._flow = flow
         self._to_upstream = to_upstream
+        self._when_ended = ended
         self._joined: Joined | None = None
         self._local: SocketAddress | None = None
         self._watched = False
         if isinstance(side, RelayProtocol):
             runtime.poller.wards.add(self)
         self._connecting: Dial | Connecting | None = None
+        if connected is not None:
+            self._connected(connected, upstream if isinstance(upstream, SocketAddress) else None)
+            return
         self._connecting = reach(runtime, upstream, source, self._connected)
         if self._connecting is not None:
             self._watch()
@@ -111,6 +123,16 @@ class Relaying:
             self._give_up(FlowEnd.PROXY_LOOP_DETECTED)
         else:
             self._joined.abort(FlowEnd.PROXY_LOOP_DETECTED)
+
+    def deny(self, reason: str, rule: str | None) -> None:
+        """End a flow that a new policy denies."""
+        self._flow.verdict = Verdict.DENY
+        self._flow.reason = reason
+        self._flow.rule = rule
+        if self._joined is None:
+            self._give_up(FlowEnd.DENIED)
+        else:
+            self._joined.abort(FlowEnd.DENIED)
 
     def _client_lost(self, _: Failure) -> None:
         self._give_up(FlowEnd.CLIENT_RESET)
@@ -179,3 +201,5 @@ class Relaying:
     def _ended(self, end: FlowEnd) -> None:
         self._runtime.poller.wards.discard(self)
         self._flow.finish(end)
+        if self._when_ended is not None:
+            self._when_ended()

@@ -13,7 +13,7 @@ from sidecar.config import Limits
 from sidecar.flow import Flow, ListenerKind
 from sidecar.interfaces import IPeekedProtocol, ISocketFactory
 from sidecar.peeking import Peek
-from sidecar.protocols.judging import Judge, Routing
+from sidecar.protocols.judging import Allowed, Judge, Routing
 from sidecar.protocols.relaying import Relaying
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     )
     from twisted.python.failure import Failure
 
-    from sidecar.addresses import SocketAddress
     from sidecar.names.resolving import INameResolver
     from sidecar.runtime import Runtime
 
@@ -68,10 +67,10 @@ class SNIProxyFactory(Factory):
         """Peek, resolve, dial and relay (ISocketFactory)."""
         Routing(self.runtime, self._judge, connection, flow, self._allowed, self._resolver)
 
-    def _allowed(
-        self, connection: socket.socket, flow: Flow, address: SocketAddress, data: bytes
-    ) -> None:
-        Relaying(self.runtime, connection, flow, address, None, data)
+    def _allowed(self, allowed: Allowed) -> None:
+        Relaying(
+            self.runtime, allowed.connection, allowed.flow, allowed.address, None, allowed.data
+        )
 
 
 class PeekFactory(Factory):

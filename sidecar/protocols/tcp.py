@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -12,7 +13,7 @@ from zope.interface import implementer
 from sidecar.addresses import SocketAddress
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind
 from sidecar.interfaces import ISocketFactory
-from sidecar.protocols.judging import Judge, Judging
+from sidecar.protocols.judging import Allowed, Judge, Judging
 from sidecar.protocols.relaying import Relaying
 from sidecar.relay import RelayProtocol
 from sidecar.relay.resets import reset
@@ -118,12 +119,27 @@ class TransparentRelayFactory(Factory):
         elif self._judge is None:
             Relaying(self.runtime, connection, flow, flow.destination, self._source)
         else:
-            Judging(self.runtime, self._judge, connection, flow, self._allowed)
+            judge = self._judge
+            Judging(self.runtime, judge, connection, flow, partial(self._allowed, judge))
 
-    def _allowed(
-        self, connection: socket.socket, flow: Flow, address: SocketAddress, data: bytes
-    ) -> None:
-        Relaying(self.runtime, connection, flow, address, self._source, data)
+    def _allowed(self, judge: Judge, allowed: Allowed) -> None:
+        flow = allowed.flow
+        judge.open[flow.serial] = (
+            flow,
+            Relaying(
+                self.runtime,
+                allowed.connection,
+                flow,
+                allowed.address,
+                self._source,
+                allowed.data,
+                connected=allowed.upstream,
+                ended=lambda: judge.open.pop(flow.serial, None),
+            ),
+        )
+        if flow.end is not None:
+            # It ended while it was being made.
+            judge.open.pop(flow.serial, None)
 
 
 def _address(address: IAddress) -> SocketAddress | None:
