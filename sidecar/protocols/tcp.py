@@ -123,23 +123,17 @@ class TransparentRelayFactory(Factory):
             Judging(self.runtime, judge, connection, flow, partial(self._allowed, judge))
 
     def _allowed(self, judge: Judge, allowed: Allowed) -> None:
-        flow = allowed.flow
-        judge.open[flow.serial] = (
-            flow,
-            Relaying(
-                self.runtime,
-                allowed.connection,
-                flow,
-                allowed.address,
-                self._source,
-                allowed.data,
-                connected=allowed.upstream,
-                ended=lambda: judge.open.pop(flow.serial, None),
-            ),
+        relaying = Relaying(
+            self.runtime,
+            allowed.connection,
+            allowed.flow,
+            allowed.address,
+            self._source,
+            allowed.data,
+            connected=allowed.upstream,
+            ended=partial(judge.ended, allowed.flow),
         )
-        if flow.end is not None:
-            # It ended while it was being made.
-            judge.open.pop(flow.serial, None)
+        judge.relayed(allowed.flow, relaying)
 
 
 def _address(address: IAddress) -> SocketAddress | None:
