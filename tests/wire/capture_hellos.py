@@ -155,9 +155,7 @@ CLIENTS = (
     _curl("curl-tls10", "--tlsv1.0", "--tls-max", "1.0", "--ciphers", LEGACY, highest=TLS10),
     _curl("curl-tls12", "--tls-max", "1.2", highest=TLS12),
     Client("curl-address", ("curl", "-sk", "https://127.0.0.1:{port}/"), None, WEB),
-    Client(
-        "wget", ("wget", "-qO-", "--tries=1", "https://localhost:{port}/"), "localhost"
-    ),
+    Client("wget", ("wget", "-qO-", "--tries=1", "https://localhost:{port}/"), "localhost"),
     Client(
         "wget-tls12",
         ("wget", "-qO-", "--tries=1", "--secure-protocol=TLSv1_2", "https://localhost:{port}/"),
