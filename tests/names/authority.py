@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import socket
 import ssl
 import threading
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Authority", "Server", "serving", "serving_tls"]
 
-_NOW = datetime.datetime.now(datetime.timezone.utc)
-_DAY = datetime.timedelta(days=1)
+_NOW = dt.datetime.now(dt.timezone.utc)
+_DAY = dt.timedelta(days=1)
 
 
 class Authority:
@@ -52,8 +52,8 @@ class Authority:
         self,
         *names: x509.GeneralName,
         common_name: str = "test server",
-        start: datetime.timedelta = -_DAY,
-        end: datetime.timedelta = _DAY,
+        start: dt.timedelta = -_DAY,
+        end: dt.timedelta = _DAY,
         purpose: x509.ObjectIdentifier | None = None,
         self_signed: bool = False,
         more: Sequence[x509.UnrecognizedExtension] = (),
@@ -100,8 +100,8 @@ def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePrivateKey,
-    start: datetime.datetime,
-    end: datetime.datetime,
+    start: dt.datetime,
+    end: dt.datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

@@ -10,7 +10,7 @@ import json
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
-from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import IReactorCore, IReactorFromThreads
 from twisted.internet.task import Clock
 from twisted.names import dns
 from twisted.names.error import DNSQueryRefusedError, DomainError
@@ -49,6 +49,7 @@ class Records:
         answers = [self._header(name, record) for record in records if self._fits(record, query)]
         for record in records:
             if isinstance(record, dns.Record_CNAME):
+                assert record.name is not None
                 target = record.name.name.decode()
                 answers += [
                     self._header(target, each)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import socket
 import ssl
 import struct
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from names.authority import Authority, Server, serving, serving_tls
 from support import wait_for
 from twisted.internet.defer import CancelledError, Deferred
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     Make = Callable[..., CertificateProber]
 
 NAME = "www.allowed.example"
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
 @pytest.fixture
@@ -47,9 +48,7 @@ def guard() -> LoopGuard:
 
 
 @pytest.fixture
-def make(
-    turning: Turning, clock: Clock, guard: LoopGuard, authority: Authority
-) -> Iterator[Make]:
+def make(turning: Turning, clock: Clock, guard: LoopGuard, authority: Authority) -> Iterator[Make]:
     """Makes a prober that trusts the tests' authority."""
     poller = Poller(turning.reactor)
     # Longer than the probe's own deadline, which is what is tested.
@@ -183,7 +182,7 @@ class TestMismatch:
             ({"names": [NAME], "start": -2 * DAY, "end": -DAY}, "has expired"),
             ({"names": [NAME], "start": DAY, "end": 2 * DAY}, "not valid yet"),
             ({"names": [NAME], "self_signed": True}, "self-signed"),
-            ({"names": [NAME], "purpose": x509.ExtendedKeyUsageOID.CLIENT_AUTH}, "for servers"),
+            ({"names": [NAME], "purpose": ExtendedKeyUsageOID.CLIENT_AUTH}, "for servers"),
         ],
         ids=str,
     )
@@ -227,9 +226,7 @@ class TestMismatch:
         ):
             turning.result(prober.probe(NAME, server.address))
 
-    def test_nul(
-        self, turning: Turning, prober: CertificateProber, authority: Authority
-    ) -> None:
+    def test_nul(self, turning: Turning, prober: CertificateProber, authority: Authority) -> None:
         """A NUL in a certificate's name ends nothing."""
         hostile = raw_name(NAME.encode() + b"\0.evil.example")
         with (

@@ -22,11 +22,15 @@ class TestWaiters:
     def test_answer(self) -> None:
         """Everybody who waits gets the answer, in order."""
         waiters: Waiters[int] = Waiters(lambda: None)
-        order: list[int] = []
-        for number in range(3):
-            waiters.join().addCallback(lambda _, number=number: order.append(number))
+        order: list[tuple[int, str]] = []
+
+        def note(answer: int, who: str) -> None:
+            order.append((answer, who))
+
+        for who in "abc":
+            waiters.join().addCallback(note, who)
         waiters.answer(7)
-        assert [0, 1, 2] == order
+        assert [(7, "a"), (7, "b"), (7, "c")] == order
         assert 0 == len(waiters)
 
     def test_error(self) -> None:

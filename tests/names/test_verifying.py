@@ -5,12 +5,12 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 from names.authority import Authority, serving_tls
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from cryptography import x509
 from sidecar.addresses import IPAddress, SocketAddress
 from sidecar.dialing import Dialer
 from sidecar.errors import (
