@@ -190,6 +190,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ech: What happens where the name matters and may be a front for another.
         no_name: What happens where a name matters and the client gives none.
         open_flows: What a reload does to flows that it denies.
+        steps: Names of Twisted plugins that are asked of every flow that is allowed.
     """
 
     default: Annotated[Default, Meta(description='"allow", "deny" or "public"')] | None = None
@@ -203,6 +204,10 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ech: Annotated[Choice, Meta(description='"allow" or "deny"')] = Choice.ALLOW
     no_name: Annotated[Choice, Meta(description='"allow" or "deny"')] = Choice.DENY
     open_flows: Annotated[OpenFlows, Meta(description='"leave" or "close"')] = OpenFlows.LEAVE
+    steps: Annotated[
+        tuple[Annotated[str, Meta(description="a plugin's name")], ...],
+        Meta(description='a list of names of decision steps, like ["office-hours"]'),
+    ] = ()
 
     def build(self, default: Default = Default.ALLOW) -> Policy:
         """Make the policy that decides.
@@ -229,6 +234,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         sni_proxy: Server endpoint string for clients that are relayed to the host that
             their TLS or HTTP names.
         forward: Static relays.
+        observers: Names of Twisted plugins that are told of each flow's end.
         access_log: A path, "-" for standard output, None for no log.
         mark: The fwmark of outgoing sockets (SO_MARK); 0 for none.
         inbound_source: From where the application sees inbound connections come.
@@ -245,6 +251,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             ...,
         ],
         Meta(description="[[forward]] tables, each with listen and connect"),
+    ] = ()
+    observers: Annotated[
+        tuple[Annotated[str, Meta(description="a plugin's name")], ...],
+        Meta(description='a list of names of flow observers, like ["statsd"]'),
     ] = ()
     access_log: (
         Annotated[

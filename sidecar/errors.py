@@ -25,6 +25,7 @@ and what to do, in one line, and the facts are attributes.
     ├── RulesError              interception rules that can't be made or removed
     │   └── RulesPrivilegeError     … for want of a capability
     ├── NamespaceError          a namespace that can't be made; knows the cure
+    ├── ExtensionError          a plugin that is asked for and not installed
     └── TrustError              a file of certificate authorities that can't be used
 """
 
@@ -45,6 +46,7 @@ __all__ = [
     "ConnectionTimeout",
     "DestinationUnroutable",
     "DialError",
+    "ExtensionError",
     "ListenError",
     "ListenPrivilegeError",
     "NameNotResolved",
@@ -279,6 +281,24 @@ class NamespaceError(SidecarError):
 
     def __str__(self) -> str:
         return f"{self.cause}; {self.cure}"
+
+
+class ExtensionError(SidecarError):
+    """A decision step or observer that is asked for by name and not installed.
+
+    Args:
+        name: What was asked for.
+        known: What is installed.
+    """
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(name, known)
+        self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        known = ", ".join(self.known) or "none"
+        return f"no plugin is called {self.name!r} (installed: {known})"
 
 
 class TrustError(SidecarError):

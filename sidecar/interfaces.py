@@ -16,9 +16,18 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     import socket
 
+    from twisted.internet.defer import Deferred
+
     from sidecar.flow import Flow
 
-__all__ = ["IFlowObserver", "IPeekedProtocol", "IRelayReactor", "ISocketFactory"]
+__all__ = [
+    "IDecisionStep",
+    "IFlowObserver",
+    "INamedObserver",
+    "IPeekedProtocol",
+    "IRelayReactor",
+    "ISocketFactory",
+]
 
 
 class IRelayReactor(IReactorCore, IReactorTime, IReactorFDSet, IReactorSocket, IReactorFromThreads):
@@ -66,3 +75,38 @@ class IPeekedProtocol(Interface):
         Args:
             flow: protocol, host, host_from, alpn, ja4 and ech are final.
         """
+
+
+class IDecisionStep(Interface):
+    """Somebody who may object to a flow that the policy allows.
+
+    A Twisted plugin that provides this and IPlugin is asked if the configuration names
+    it (``steps = ["name"]`` in ``[policy]``). It can only refuse: what the policy
+    denies stays denied.
+    """
+
+    name = Attribute("What the configuration calls it.")
+
+    def judge(flow: Flow) -> str | Deferred[str | None] | None:
+        """Say what speaks against a flow.
+
+        Called once a flow, in the reactor thread, after its names are known where they
+        matter and its address is verified; must not block.
+
+        Args:
+            flow: Its facts; not to be changed.
+
+        Returns:
+            None for nothing, or the reason code of the denial (lower case and
+            underscores); or a Deferred of either. What it raises, and an answer that
+            takes longer than ``limits.connect_timeout``, is a denial.
+        """
+
+
+class INamedObserver(IFlowObserver):
+    """An observer of flows that a Twisted plugin adds.
+
+    It is told of flows if the configuration names it (``observers = ["name"]``).
+    """
+
+    name = Attribute("What the configuration calls it.")

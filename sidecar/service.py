@@ -15,10 +15,13 @@ from sidecar.config import Config, OpenFlows, Verify
 from sidecar.dialing import Source
 from sidecar.endpoints import adopt_port
 from sidecar.errors import ListenError, SidecarError
+from sidecar.extensions import find_plugins
 from sidecar.flow import ListenerKind
+from sidecar.interfaces import IDecisionStep, IFlowObserver, INamedObserver
 from sidecar.names.identity import CertificateProber, trust
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.verifying import Certificate, Off, Redial, Verifier
+from sidecar.observe.several import Observers
 from sidecar.protocols.judging import Judge
 from sidecar.protocols.sni import SNIProxyFactory
 from sidecar.protocols.tcp import StaticRelayFactory, TransparentRelayFactory
@@ -83,7 +86,7 @@ class SidecarService(service.Service):
         config = self._config
         self._runtime = runtime = Runtime.make(
             self._reactor,
-            self._log,
+            self._observer(),
             mark=config.mark or None,
             limits=config.limits,
         )
@@ -94,6 +97,8 @@ class SidecarService(service.Service):
             self._verifier(runtime, resolver),
             silence=config.limits.silence,
             patience=config.limits.patience,
+            steps=find_plugins(IDecisionStep, config.policy.steps),
+            deadline=config.limits.connect_timeout,
         )
         if config.outbound is not None:
             self._listen(
@@ -114,6 +119,13 @@ class SidecarService(service.Service):
         for forward in config.forward:
             upstream = parse_upstream(self._reactor, forward.connect)
             self._listen(runtime, forward.listen, StaticRelayFactory(runtime, upstream))
+
+    def _observer(self) -> IFlowObserver | None:
+        observers: list[IFlowObserver] = [] if self._log is None else [self._log]
+        observers += find_plugins(INamedObserver, self._config.observers)
+        if len(observers) > 1:
+            return Observers(observers)
+        return observers[0] if observers else None
 
     def _verifier(self, runtime: Runtime, resolver: SystemResolver) -> Verifier:
         verify = self._config.policy.verify

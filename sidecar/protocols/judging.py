@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from sidecar.addresses import SocketAddress
@@ -24,17 +24,18 @@ from sidecar.peeking import Peek
 from sidecar.policy import Outcome
 from sidecar.protocols.denials import refuse
 from sidecar.protocols.early import EarlyUpstream
+from sidecar.protocols.steps import objection
 from sidecar.relay.poller import ERROR, READ
 from sidecar.relay.resets import reset
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
+    from sidecar.interfaces import IDecisionStep
     from sidecar.names.resolving import INameResolver
     from sidecar.names.verifying import IVerifier
     from sidecar.policy import Policy
@@ -45,6 +46,8 @@ __all__ = ["Allowed", "Judge", "Judging", "Routing"]
 
 # Bytes taken from the client at a time. A post-quantum ClientHello is 1.8 KB.
 _READ_SIZE = 1 << 14
+# Seconds that a decision step may take; as long as a dial.
+_DEADLINE = 10.0
 
 
 class Allowed(NamedTuple):
@@ -75,18 +78,29 @@ class Judge:
         silence: Seconds that a client may stay silent before it is taken for one
             whose server speaks first.
         patience: Seconds from a client's first byte to its name; absolute.
+        steps: Asked of every flow that the policy allows.
+        deadline: Seconds that each step may take.
 
     Attributes:
         open: The judged flows that are being relayed, by serial number.
     """
 
     def __init__(
-        self, policy: Policy, verifier: IVerifier, *, silence: float, patience: float
+        self,
+        policy: Policy,
+        verifier: IVerifier,
+        *,
+        silence: float,
+        patience: float,
+        steps: Sequence[IDecisionStep] = (),
+        deadline: float = _DEADLINE,
     ) -> None:
         self.policy = policy
         self.verifier = verifier
         self.silence = silence
         self.patience = patience
+        self.steps = steps
+        self.deadline = deadline
         self.open: dict[int, tuple[Flow, Relaying]] = {}
 
     def relayed(self, flow: Flow, relaying: Relaying) -> None:
@@ -251,6 +265,26 @@ class _Peeking:
             self.deny("internal_error")
 
     def _allow(self, address: SocketAddress) -> None:
+        """The policy allows it; has anybody else an objection?"""
+        judge = self._judge
+        if not judge.steps:
+            self._go(address)
+            return
+        self._watch(0)
+        asked = objection(self._runtime.reactor, judge.steps, self._flow, judge.deadline)
+        self._asking = (
+            Deferred.fromCoroutine(asked)
+            .addCallback(self._objected, address)
+            .addErrback(self._refused)
+        )
+
+    def _objected(self, reason: str | None, address: SocketAddress) -> None:
+        if reason is None:
+            self._go(address)
+        else:
+            self.deny(reason)
+
+    def _go(self, address: SocketAddress) -> None:
         self._let_go()
         self._allowed(
             Allowed(self._connection, self._flow, address, self._data, self._upstream(address))
