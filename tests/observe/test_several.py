@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from sidecar.flow import Flow, ListenerKind
+from sidecar.interfaces import IFlowObserver
+from sidecar.observe.several import Observers
+
+
+@implementer(IFlowObserver)
+class Recorder:
+    """Records, or fails."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.flows: list[Flow] = []
+        self._broken = broken
+
+    def flow_ended(self, flow: Flow) -> None:
+        """Take note."""
+        self.flows.append(flow)
+        if self._broken:
+            raise ZeroDivisionError
+
+
+def test_all_are_told() -> None:
+    """Each observer is told, also after one that fails."""
+    recorders = Recorder(), Recorder(broken=True), Recorder()
+    observers = Observers(recorders)
+    assert verifyObject(IFlowObserver, observers)
+    flow = Flow(ListenerKind.OUTBOUND, None, None, None)
+    observers.flow_ended(flow)
+    assert [[flow]] * 3 == [recorder.flows for recorder in recorders]
