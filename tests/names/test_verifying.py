@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -312,3 +313,24 @@ class TestSpoof:
             else:
                 with pytest.raises(CertificateMismatch):
                     turning.result(verifying)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            AddressRefused(NAME, "192.0.2.1:443", "x"),
+            VerificationImpossible(NAME, "192.0.2.1:443", ResolveTimeout(NAME, "no answer")),
+        ],
+        ids=lambda error: error.reason,
+    )
+    def test_copies(self, error: VerificationError) -> None:
+        """An error that is kept and given again is the same in all that it says."""
+        twin = copy(error)
+        facts = [(str(each), each.reason, each.end, each.host) for each in (error, twin)]
+        assert (facts[0], type(error)) == (facts[1], type(twin))
+
+    def test_text(self) -> None:
+        """One that has a cause says what that was."""
+        error = VerificationImpossible(NAME, "192.0.2.1:443", ResolveTimeout(NAME, "no answer"))
+        assert "192.0.2.1:443 is not dialled for allowed.example: no answer" == str(error)
