@@ -372,8 +372,14 @@ class Judging(_Peeking):
             self._early = EarlyUpstream(self._runtime, address, self._server_spoke, self._looped)
 
     def _server_spoke(self) -> None:
-        if self._peek is not None and not self._data:
-            self._peeked(self._peek)
+        peek = self._peek
+        if peek is None or self._data:
+            return
+        # What the client said meanwhile comes first: a server that greets everybody
+        # must not hide for whom the connection is.
+        self._read(peek)
+        if self._peek is peek and not self._data:
+            self._peeked(peek)
 
     def _looped(self) -> None:
         reason = FlowEnd.PROXY_LOOP_DETECTED
