@@ -174,12 +174,12 @@ def _parse_pattern(
         return HostKind.ANY, None
     if text in _CLASSES:
         return HostKind.CLASS, _CLASSES[text]
+    if "*" in text.removeprefix("*."):
+        raise AddressError(text, "a * stands alone, or for whole labels at the start: *.example")
     if text.startswith("*."):
         return HostKind.BELOW, _parse_name(text, text[2:])
     if text.startswith("."):
         return HostKind.DOMAIN, _parse_name(text, text[1:])
-    if "*" in text:
-        raise AddressError(text, "a * stands alone, or for whole labels at the start: *.example")
     if "/" in text:
         return HostKind.NETWORK, _parse_network(text)
     try:
