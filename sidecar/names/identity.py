@@ -203,11 +203,14 @@ class CertificateProber:
         return waiting
 
     def close(self) -> None:
-        """Give up every probe, and fail who waits."""
+        """Give up every probe, and fail who waits. Flows that are to end otherwise have ended.
+
+        The poller must be open where anybody still waits.
+        """
         self._closed = True
         self._queued.clear()
         for probe in list(self._probes.values()):
-            probe.shut_down()
+            probe.stop()
 
     def _places(self) -> int:
         return self._at_once - (len(self._probes) - len(self._queued))
@@ -304,7 +307,10 @@ class _Probe:
         self._unavailable("the handshake failed")
 
     def shut_down(self) -> None:
-        """The process ends."""
+        """The process ends: who waits is told the same way, and cancels."""
+
+    def stop(self) -> None:
+        """Give up, and fail who waits."""
         self._unavailable(_STOPPED)
 
     def _shake_hands(self, sock: socket.socket, tls: SSL.Connection) -> None:

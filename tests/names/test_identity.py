@@ -511,6 +511,17 @@ class TestClosing:
         assert [CertificateUnavailable] * 3 == [type(each.error) for each in heard]
         assert isinstance(Heard(prober.probe("x.example", silent)).error, CertificateUnavailable)
 
+    def test_process_ends(self, turning: Turning, prober: CertificateProber) -> None:
+        """When the process ends it is the flows' own end that counts, not the probe's."""
+        with serving(stall) as server:
+            heard = Heard(prober.probe(NAME, server.address))
+            turning.settle()
+            (probe,) = prober._poller.pollables()
+            probe.shut_down()
+            assert [] == heard.all
+            heard.probing.cancel()
+            assert [] == prober._poller.pollables()
+
     def test_asked_while_closing(self, make: Make, silent: SocketAddress) -> None:
         """Who asks again when told gets no further."""
         prober = make()
