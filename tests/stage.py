@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,22 @@ def intercepted(process: subprocess.Popen[str]) -> str:
     wait_for_listener(process)
     with socket.create_connection((SERVER, 99), PATIENCE) as client:
         return client.recv(99).decode()
+
+
+def peeked(process: subprocess.Popen[str]) -> str:
+    """Say hello in TLS, as an intercepted client, to something that answers in plain text."""
+    wait_for_listener(process)
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    hello = ssl.MemoryBIO()
+    tls = context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="api.example.org")
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    said = hello.read()
+    with socket.create_connection((SERVER, 443), PATIENCE) as client:
+        client.sendall(said)
+        heard = client.recv(99).decode()
+    return heard.replace(str(len(said)), "all")
 
 
 def relayed(process: subprocess.Popen[str]) -> str:
@@ -87,7 +105,7 @@ def serve(port: int, answer: Callable[[bytes, tuple[str, int]], bytes]) -> socke
     return listener
 
 
-SCENES = {scene.__name__: scene for scene in (intercepted, relayed, dialled, finished)}
+SCENES = {scene.__name__: scene for scene in (intercepted, peeked, relayed, dialled, finished)}
 
 
 def main(listing: str, scene: str) -> None:
@@ -96,7 +114,7 @@ def main(listing: str, scene: str) -> None:
     set_up_loopback(
         [ip_address("192.0.2.1")], [ip_network("198.51.100.0/24"), ip_network("203.0.113.0/24")]
     )
-    if scene in {"intercepted", "relayed"}:
+    if scene in {"intercepted", "peeked", "relayed"}:
         apply(RuleSet(mode=Mode.TPROXY, inbound_port=None))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(

@@ -10,9 +10,10 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonschema
 import msgspec
@@ -22,8 +23,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.scripts._twistd_unix import ServerOptions
 
 from sidecar import config, endpoint_strings
+from sidecar.errors import DialError, VerificationError, VerificationImpossible
 from sidecar.flow import FlowEnd
+from sidecar.policy import Reason
 from sidecar.tap import Options
+from sidecar.wire.client_hello import HelloReason
+from sidecar.wire.http_head import HttpHeadReason
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -105,6 +110,12 @@ def anchors(path: Path) -> set[str]:
 PYTHON = [
     ("README.md", "intercepted", "you dialled 198.51.100.7, port 99\n", ""),
     (
+        "docs/howto/peek-factory.md",
+        "peeked",
+        "all octets\n",
+        "tls for api.example.org, offers h2, http/1.1\n",
+    ),
+    (
         "docs/howto/twisted-program.md",
         "intercepted",
         "220 198.51.100.7 ready\r\n",
@@ -150,7 +161,7 @@ def parse_sidecar(arguments: list[str]) -> None:
     """Have the command's own parsers read a command line."""
     parser = argparse.ArgumentParser(prog="sidecar", exit_on_error=False)
     subparsers = parser.add_subparsers(required=True)
-    for name in ("rules", "demo"):
+    for name in ("rules", "policy", "demo"):
         import_module(f"sidecar.cli.{name}").add_arguments(
             subparsers.add_parser(name, description=name)
         )
@@ -227,6 +238,8 @@ class TestCommands:
             ["sidecar", "rules", "apply", "--mod", "x"],
             ["twistd", "-n", "sidecar", "--outbond", "transparent:1"],
             ["twistd", "-n", "sidecar", "--outbound", "transparnt:1"],
+            ["twistd", "-n", "sidecar", "--outbound", "transparent:1", "--allow", "*.org:x"],
+            ["sidecar", "policy", "why"],
         ):
             with pytest.raises((SystemExit, Exception)):
                 check_command(wrong)
@@ -260,6 +273,15 @@ class TestTwistd:
         assert there == named
 
 
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "## Top level": config.Config,
+    "## `[inbound_source]`": config.InboundSource,
+    "## `[limits]`": config.Limits,
+    "## `[policy]`": config.PolicyConfig,
+    "## `[[forward]]`": config.Forward,
+}
+
+
 class TestConfiguration:
     @pytest.mark.parametrize("block", blocks("toml"), ids=lambda block: block.document)
     def test_toml(self, block: Block, tmp_path: Path) -> None:
@@ -273,27 +295,19 @@ class TestConfiguration:
         (block,) = [each for each in blocks("toml") if each.document.endswith("configuration.md")]
         missing = [
             name
-            for kind in (config.Config, config.InboundSource, config.Limits, config.Forward)
+            for kind in TABLES.values()
             for name in kind.__struct_fields__
             if not re.search(rf"^\[*{name}\b", block.text, re.MULTILINE)
         ]
         assert [] == missing
 
-    @pytest.mark.parametrize(
-        ("heading", "kind"),
-        [
-            ("## Top level", config.Config),
-            ("## `[inbound_source]`", config.InboundSource),
-            ("## `[limits]`", config.Limits),
-            ("## `[[forward]]`", config.Forward),
-        ],
-    )
+    @pytest.mark.parametrize(("heading", "kind"), TABLES.items())
     def test_tables(self, heading: str, kind: type[msgspec.Struct]) -> None:
         """Each table has every key, with its default."""
         expected = {
             field.name: written(field)
             for field in msgspec.structs.fields(kind)
-            if field.name not in {"forward", "inbound_source", "limits"}
+            if field.name not in {"forward", "inbound_source", "limits", "policy"}
         }
         found = rows("docs/reference/configuration.md", heading)
         assert expected == {key: default for key, _, default, _ in found}
@@ -313,9 +327,58 @@ def written(field: Any) -> str:
         return "none"
     if field.name == "mark":
         return f"{field.default:#x}"
+    if field.default == ():
+        return "[]"
     if isinstance(field.default, bool):
         return str(field.default).lower()
+    if isinstance(field.default, Enum):
+        return f'"{field.default.value}"'
     return str(field.default) if isinstance(field.default, int | float) else f'"{field.default}"'
+
+
+_Error = TypeVar("_Error", DialError, VerificationError)
+
+
+def subclasses(kind: type[_Error]) -> set[type[_Error]]:
+    """A class of errors, and all below it."""
+    return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
+
+
+def reasons_in_source() -> set[str]:
+    """Every reason code that a flow can get."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "sidecar").glob("**/*.py")
+    )
+    written = re.findall(r"""(?:\bdeny\(\s*|\bproblem = |\breason = )"([a-z_]+)\"""", source)
+    return {
+        *written,
+        *(reason.value for reason in Reason),
+        *(f"hello_{reason.value}" for reason in HelloReason if reason.value != "not_tls"),
+        *(f"http_{reason.value}" for reason in HttpHeadReason if reason.value != "not_http"),
+        # A name's verification gives up with these.
+        *(kind.end.value for kind in subclasses(DialError)),
+    }
+
+
+class TestReasons:
+    def test_every_code(self) -> None:
+        """The tables have all codes that a flow can get, each once, and no others."""
+        listed = re.findall(r"^\| `(\w+)` \|", read("docs/reference/reasons.md"), re.MULTILINE)
+        assert sorted(listed) == sorted(reasons_in_source())
+
+    def test_verification(self) -> None:
+        """The errors of verification, whose codes are found by their text, are all there."""
+        text = read("docs/reference/reasons.md")
+        found = subclasses(VerificationError) - {VerificationError, VerificationImpossible}
+        assert all(f"| `{kind.reason}` | deny |" in text for kind in found)
+
+    def test_verdicts(self) -> None:
+        """Every row has a verdict and a meaning."""
+        text = read("docs/reference/reasons.md")
+        for row in re.findall(r"^\| `.*$", text, re.MULTILINE):
+            _, _, verdict, meaning, _ = row.split("|", 4)
+            assert verdict.strip() in {"allow", "deny", "either"}
+            assert meaning.strip()
 
 
 class TestReference:

@@ -17,7 +17,15 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from sidecar.addresses import SocketAddress
-from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
+from sidecar.flow import (
+    DestinationSource,
+    Flow,
+    FlowEnd,
+    HostSource,
+    ListenerKind,
+    Protocol,
+    Verdict,
+)
 from sidecar.interfaces import IFlowObserver
 from sidecar.observe.access_log import BATCH_LINES, FLUSH_DELAY, AccessLog, Record, _timestamp
 from sidecar.observe.line_writer import REPORT_INTERVAL, open_log
@@ -93,6 +101,32 @@ class TestLine:
         expected = expected.replace("@", flow.id)
         assert expected == msgspec.json.encode(Record.from_flow(flow)).decode()
 
+    def test_names(self) -> None:
+        """A flow that was peeked at shows what its client asked for, and which rule decided."""
+        flow = ended(
+            protocol=Protocol.TLS,
+            host="api.example.org",
+            host_from=HostSource.SNI,
+            alpn=("h2", "http/1.1"),
+            ja4="t13d1516h2_8daaf6152771_02713d6af862",
+            reason="rule",
+            rule="*.example.org:443 (policy.toml:3)",
+        )
+        line = msgspec.json.encode(Record.from_flow(flow)).decode()
+        assert (
+            '"protocol":"tls","host":"api.example.org","host_from":"sni",'
+            '"alpn":["h2","http/1.1"],"ja4":"t13d1516h2_8daaf6152771_02713d6af862",'
+            '"verdict":"allow","reason":"rule","rule":"*.example.org:443 (policy.toml:3)"'
+        ) in line
+        validator().validate(json.loads(line))
+
+    def test_many_protocols(self) -> None:
+        """Of a list of protocols that is no client's, the line has the beginning."""
+        offered = tuple(f"p{number}" for number in range(4000))
+        line = msgspec.json.encode(Record.from_flow(ended(alpn=offered)))
+        validator().validate(json.loads(line))
+        assert list(offered[:16]) == json.loads(line)["alpn"]
+
     def test_schema_has_every_key(self) -> None:
         """The schema in the documentation and the line have the same keys, in the same order."""
         schema = validator().schema
@@ -104,6 +138,8 @@ class TestLine:
         [
             ("listener", ListenerKind),
             ("destination_from", DestinationSource),
+            ("protocol", Protocol),
+            ("host_from", HostSource),
             ("verdict", Verdict),
             ("end", FlowEnd),
         ],
@@ -135,6 +171,10 @@ class TestLine:
         SocketAddress, st.ip_addresses().map(str), st.integers(min_value=0, max_value=65535)
     )
 
+    # As the readers make them: sidecar.addresses, sidecar.wire.
+    hosts = st.from_regex(r"[a-z0-9_-]{1,60}(\.[a-z0-9_-]{1,60}){0,3}", fullmatch=True)
+    protocols = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1)
+
     @given(
         flow=st.builds(
             lambda **facts: Flow(**facts),  # noqa: PLW0108 - builds() would resolve its types
@@ -142,9 +182,14 @@ class TestLine:
             source=addresses,
             destination=st.none() | addresses,
             destination_from=st.none() | st.sampled_from(DestinationSource),
+            protocol=st.sampled_from(Protocol),
+            host=st.none() | hosts,
+            host_from=st.none() | st.sampled_from(HostSource),
+            alpn=st.lists(protocols, max_size=20).map(tuple),
+            ja4=st.none() | st.just("t13d1516h2_8daaf6152771_02713d6af862"),
             started=st.floats(min_value=0, max_value=2**33),
             verdict=st.sampled_from(Verdict),
-            reason=st.sampled_from(["default", "direct_dial"]),
+            reason=st.sampled_from(["default", "not_intercepted", "hello_ssl2"]),
             rule=st.none() | st.text(max_size=20),
             upstream=st.none() | addresses,
             sent=st.integers(min_value=0, max_value=2**53),
