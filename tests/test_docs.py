@@ -110,6 +110,13 @@ def anchors(path: Path) -> set[str]:
 PYTHON = [
     ("README.md", "intercepted", "you dialled 198.51.100.7, port 99\n", ""),
     (
+        # What the plugins do: tests/test_extensions.py.
+        "docs/howto/extend.md",
+        "finished",
+        "",
+        "",
+    ),
+    (
         "docs/howto/peek-factory.md",
         "peeked",
         "all octets\n",
@@ -349,7 +356,7 @@ def reasons_in_source() -> set[str]:
     source = "\n".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "sidecar").glob("**/*.py")
     )
-    written = re.findall(r"""(?:\bdeny\(\s*|\bproblem = |\breason = )"([a-z_]+)\"""", source)
+    written = re.findall(r"""(?:\bdeny\(\s*|\bproblem = |\breason = |return (?="step_))"([a-z_]+)\"""", source)
     return {
         *written,
         *(reason.value for reason in Reason),
