@@ -356,7 +356,9 @@ def reasons_in_source() -> set[str]:
     source = "\n".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "sidecar").glob("**/*.py")
     )
-    written = re.findall(r"""(?:\bdeny\(\s*|\bproblem = |\breason = |return (?="step_))"([a-z_]+)\"""", source)
+    written = re.findall(
+        r"""(?:\bdeny\(\s*|\bproblem = |\breason = |return (?="step_))"([a-z_]+)\"""", source
+    )
     return {
         *written,
         *(reason.value for reason in Reason),
