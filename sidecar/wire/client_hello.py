@@ -5,6 +5,8 @@ What it says is `sidecar.wire.hello_message`'s, whose names are here too.
 
 from __future__ import annotations
 
+import struct
+
 from sidecar.wire.hello_message import ClientHello, HelloError, HelloReason, parse_client_hello
 
 __all__ = ["MAX_HELLO_BYTES", "ClientHello", "ClientHelloReader", "HelloError", "HelloReason"]
@@ -26,6 +28,9 @@ _MAX_RECORD = 1 << 14
 # RFC 8446 §4.
 _CLIENT_HELLO = 1
 _HANDSHAKE_HEADER = 4
+
+# Both headers: the record's type, version and length, the message's type and length.
+_headers = struct.Struct("!BBBHBBH")
 
 # RFC 5246 §E.2: a two-byte record header with the top bit set, msg_type, version.
 _SSL2_HEADER = 0x80
@@ -71,12 +76,36 @@ class ClientHelloReader:
             raise HelloError(self._reason)
         if self._hello is None:
             try:
-                self._read(data)
+                if self.size or not self._read_whole(data):
+                    self._read(data)
             except HelloError as error:
                 self._reason = error.reason
                 self._header, self._message = b"", bytearray()
                 raise
         return self._hello
+
+    def _read_whole(self, data: bytes) -> bool:
+        """Read a stream that begins as nearly all do: one record with one message is there.
+
+        Nothing but the speed is different; of all that is otherwise `_read` sees to.
+        """
+        if len(data) < _headers.size:
+            return False
+        kind, major, _, length, message, zero, rest = _headers.unpack_from(data)
+        end = _RECORD_HEADER + length
+        if (
+            kind != _HANDSHAKE
+            or major != _MAJOR_VERSION
+            or length > _MAX_RECORD
+            or message != _CLIENT_HELLO
+            or zero
+            or rest + _HANDSHAKE_HEADER != length
+            or end > len(data)
+        ):
+            return False
+        self._hello = parse_client_hello(data[_headers.size : end])
+        self.size = end
+        return True
 
     def _read(self, data: bytes) -> None:
         start = self.size

@@ -7,13 +7,14 @@ is: anybody can send another's.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from sidecar.wire.hello_message import GREASE
+from sidecar.wire.hello_message import shorts, without_grease
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from sidecar.wire.hello_message import ClientHello
 
@@ -25,6 +26,12 @@ _ALPN_ABSENT = "00"
 _NOTHING = "000000000000"
 _DIGITS = 12
 _MAX_COUNT = 99
+
+# Few kinds of clients make most of the hellos. What is kept for them is bounded by their
+# lists' length too, to 2 MiB, whatever strangers send.
+_CACHE_SIZE = 256
+_MAX_CACHED = 512  # bytes on the wire
+
 # "TLS and DTLS Version"
 _VERSIONS = {
     0x0304: "13",
@@ -49,21 +56,29 @@ def ja4(hello: ClientHello) -> str:
     Returns:
         36 characters, as t13d1516h2_8daaf6152771_e5627efa2ab1.
     """
-    ciphers = [suite for suite in hello.cipher_suites if suite not in GREASE]
-    extensions = [kind for kind in hello.extensions if kind not in GREASE]
-    algorithms = [each for each in hello.signature_algorithms if each not in GREASE]
     version = _VERSIONS.get(max(hello.versions, default=0), _UNKNOWN_VERSION)
     named = "i" if hello.sni is None else "d"
-    hashed = _hex(sorted([kind for kind in extensions if kind not in (_SERVER_NAME, _ALPN)]))
-    if hashed and algorithms:
-        hashed += "_" + _hex(algorithms)
+    extensions = without_grease(hello.extensions)
+    # Sorted first: some clients send theirs in another order each time.
+    counted = sorted(extensions)
+    if _SERVER_NAME in counted:
+        counted.remove(_SERVER_NAME)
+    if _ALPN in counted:
+        counted.remove(_ALPN)
+    suites, algorithms, kinds = hello.suite_list, hello.algorithm_list, tuple(counted)
+    if len(suites) + len(algorithms) + 2 * len(kinds) <= _MAX_CACHED:
+        count, suites_hash = _cached_suites(suites)
+        extensions_hash = _cached_extensions(kinds, algorithms)
+    else:
+        count, suites_hash = _suites(suites)
+        extensions_hash = _extensions(kinds, algorithms)
     return (
-        f"t{version}{named}{_count(ciphers)}{_count(extensions)}{_alpn(hello.protocols)}"
-        f"_{_digest(_hex(sorted(ciphers)))}_{_digest(hashed)}"
+        f"t{version}{named}{count}{_count(extensions)}{_alpn(hello.protocols)}"
+        f"_{suites_hash}_{extensions_hash}"
     )
 
 
-def _count(values: list[int]) -> str:
+def _count(values: Sequence[int]) -> str:
     return f"{min(len(values), _MAX_COUNT):02}"
 
 
@@ -77,9 +92,28 @@ def _alpn(protocols: tuple[bytes, ...]) -> str:
     return first.hex()[0] + last.hex()[1]
 
 
-def _hex(values: Iterable[int]) -> str:
+def _suites(suite_list: bytes) -> tuple[str, str]:
+    """The count, and the hash by "Cipher hash"."""
+    suites = sorted(without_grease(shorts(suite_list)))
+    return _count(suites), _hash(_hex(suites))
+
+
+def _extensions(kinds: tuple[int, ...], algorithm_list: bytes) -> str:
+    """The hash by "Extension hash"."""
+    text = _hex(kinds)
+    algorithms = without_grease(shorts(algorithm_list))
+    if text and algorithms:
+        text += "_" + _hex(algorithms)
+    return _hash(text)
+
+
+_cached_suites = lru_cache(_CACHE_SIZE)(_suites)
+_cached_extensions = lru_cache(_CACHE_SIZE)(_extensions)
+
+
+def _hex(values: Sequence[int]) -> str:
     return ",".join([f"{value:04x}" for value in values])
 
 
-def _digest(text: str) -> str:
+def _hash(text: str) -> str:
     return sha256(text.encode("ascii")).hexdigest()[:_DIGITS] if text else _NOTHING

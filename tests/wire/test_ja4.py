@@ -55,9 +55,7 @@ class TestSpecification:
 
     def test_without_algorithms(self) -> None:
         """Without signature algorithms the extensions are hashed alone."""
-        assert "t13d1516h2_8daaf6152771_6d807ffa2a79" == ja4(
-            replace(EXAMPLE, signature_algorithms=())
-        )
+        assert "t13d1516h2_8daaf6152771_6d807ffa2a79" == ja4(replace(EXAMPLE, algorithm_list=b""))
 
     def test_order(self) -> None:
         """The order of suites and extensions says nothing, that of the algorithms does."""
@@ -86,19 +84,20 @@ class TestSpecification:
         """What isn't there is zeros, not the hash of nothing."""
         bare = replace(EXAMPLE, sni=None, protocols=(), extensions=(0x0A0A,))
         assert "t13i150000_8daaf6152771_000000000000" == ja4(bare)
-        assert "t13i000000_000000000000_000000000000" == ja4(replace(bare, cipher_suites=()))
+        assert "t13i000000_000000000000_000000000000" == ja4(replace(bare, suite_list=b""))
 
     def test_named_only(self) -> None:
         """SNI and ALPN are counted, and not hashed."""
         assert "t13d0002h2_000000000000_000000000000" == ja4(
-            replace(EXAMPLE, cipher_suites=(), extensions=(0, 16), signature_algorithms=())
+            replace(EXAMPLE, suite_list=b"", extensions=(0, 16), algorithm_list=b"")
         )
 
     def test_counts(self) -> None:
         """More than 99 are 99; SCSV and private suites count."""
         many = tuple(range(0x1000, 0x1000 + 120))
-        assert "t13d9999h2" == ja4(replace(EXAMPLE, cipher_suites=many, extensions=many))[:10]
-        few = replace(EXAMPLE, cipher_suites=(0x00FF, 0x5600, 0xFE00))
+        listed = shorts(*many)[2:]
+        assert "t13d9999h2" == ja4(replace(EXAMPLE, suite_list=listed, extensions=many))[:10]
+        few = replace(EXAMPLE, suite_list=shorts(0x00FF, 0x5600, 0xFE00)[2:])
         assert "t13d0316h2" == ja4(few)[:10]
 
     @pytest.mark.parametrize(
