@@ -47,8 +47,8 @@ class SidecarService(service.Service):
     Args:
         reactor: Where everything belongs.
         config: What to do.
-        load: Reads the configuration again, for a reload.
         log: Told of each flow's end; stopped with the service.
+        load: Reads the configuration again, for a reload; None for what it is now.
     """
 
     name = "sidecar"
@@ -58,12 +58,12 @@ class SidecarService(service.Service):
         self,
         reactor: IRelayReactor,
         config: Config,
-        load: Callable[[], Config],
+        load: Callable[[], Config] | None = None,
         log: AccessLog | None = None,
     ) -> None:
         self._reactor = reactor
         self._config = config
-        self._load = load
+        self._load = load or (lambda: config)
         self._log = log
         self._judge: Judge | None = None
         self._closing: list[Callable[[], object]] = []

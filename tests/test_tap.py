@@ -22,7 +22,8 @@ from zope.interface.verify import verifyObject
 import sidecar
 from sidecar.config import Config, Forward
 from sidecar.errors import ConfigError, ListenError
-from sidecar.tap import Options, SidecarService
+from sidecar.service import SidecarService
+from sidecar.tap import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

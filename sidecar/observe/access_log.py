@@ -40,6 +40,8 @@ BATCH_LINES = 128
 _MICROSECONDS = 1_000_000
 # A hello may list thousands of protocols; clients offer two or three.
 _ALPN_MAX = 16
+# Characters; a registered one has at most 16 (IANA's ALPN registry), escaped ones more.
+_ALPN_NAME_MAX = 64
 
 
 class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -82,7 +84,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
             flow.protocol,
             flow.host,
             flow.host_from,
-            flow.alpn[:_ALPN_MAX],
+            _protocols(flow.alpn) if flow.alpn else (),
             flow.ja4,
             flow.verdict,
             flow.reason,
@@ -153,6 +155,10 @@ class AccessLog:
     def _flush_later(self) -> None:
         self._flush_call = None
         self.flush()
+
+
+def _protocols(alpn: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(protocol[:_ALPN_NAME_MAX] for protocol in alpn[:_ALPN_MAX])
 
 
 # Flows end in another order than they started: a day's long connections may end in

@@ -308,7 +308,6 @@ class TestAccessLog:
         flow.finish(FlowEnd.DESTINATION_UNROUTABLE)
         assert len(msgspec.json.encode(Record.from_flow(flow))) < 4096
 
-    @pytest.mark.xfail(strict=True, reason="ALPN is capped by number, not by length")
     def test_long_protocols(self) -> None:
         """Nor does a client's list of long protocols make a line longer than that."""
         # The longest text that sidecar.wire makes of 255 bytes.
