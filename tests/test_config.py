@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -14,12 +14,16 @@ from sidecar.config import (
     Forward,
     InboundSource,
     Limits,
+    OpenFlows,
+    PolicyConfig,
+    Verify,
     _convert,
     load,
     load_file,
     merge_flags,
 )
 from sidecar.errors import ConfigError
+from sidecar.policy import Choice, Default, NameRule, Rule, parse_name_rule, parse_rule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 COMPLETE = """
 outbound = "transparent:15001"
 inbound = "transparent:15006:mode=tproxy"
+sni_proxy = "tcp:443"
+observers = ["statsd"]
 access_log = "/var/log/sidecar.jsonl"
 mark = 0x20
 
@@ -37,12 +43,25 @@ ipv6 = "::7"
 
 [limits]
 connect_timeout = 2.5
+silence = 0.5
+patience = 7
 idle_timeout = 3600
 half_close_timeout = 60
 max_connections = 5000
 keepalive = 30
 accepts_per_wakeup = 4
 access_log_backlog = 100
+
+[policy]
+default = "public"
+allow = ["*.example.org:443"]
+deny = ["metadata", "*:25"]
+private_names = [".corp.example"]
+verify = "certificate"
+ech = "deny"
+no_name = "allow"
+open_flows = "close"
+steps = ["quota"]
 
 [[forward]]
 listen = "tcp:8001:interface=127.0.0.1"
@@ -80,6 +99,8 @@ class TestFile:
                 Forward("tcp:8001:interface=127.0.0.1", "tcp:10.0.0.1:5432"),
                 Forward("tcp:8002", "tcp:10.0.0.2:6379"),
             ),
+            sni_proxy="tcp:443",
+            observers=("statsd",),
             access_log="/var/log/sidecar.jsonl",
             mark=0x20,
             inbound_source=InboundSource(
@@ -87,12 +108,25 @@ class TestFile:
             ),
             limits=Limits(
                 connect_timeout=2.5,
+                silence=0.5,
+                patience=7.0,
                 idle_timeout=3600.0,
                 half_close_timeout=60.0,
                 max_connections=5000,
                 keepalive=30,
                 accepts_per_wakeup=4,
                 access_log_backlog=100,
+            ),
+            policy=PolicyConfig(
+                default=Default.PUBLIC,
+                allow=(parse_rule("*.example.org:443", f"{path}:27"),),
+                deny=tuple(parse_rule(text, f"{path}:28") for text in ("metadata", "*:25")),
+                private_names=(parse_name_rule(".corp.example", f"{path}:29"),),
+                verify=Verify.CERTIFICATE,
+                ech=Choice.DENY,
+                no_name=Choice.ALLOW,
+                open_flows=OpenFlows.CLOSE,
+                steps=("quota",),
             ),
         )
         assert expected == load_file(str(path))
@@ -107,6 +141,7 @@ class TestFile:
                 (config, default),
                 (config.limits, default.limits),
                 (config.inbound_source, default.inbound_source),
+                (config.policy, default.policy),
             )
             for name in tree.__struct_fields__
             if getattr(tree, name) == getattr(other, name)
@@ -176,6 +211,17 @@ class TestBadFile:
                 "::ffff:127.0.0.6",
                 "IPv6",
             ),
+            ("policy = 'deny'", "policy", "deny", "a table"),
+            ("policy.default = 'permit'", "policy.default", "permit", '"allow", "deny" or'),
+            ("policy.allow = 'x'", "policy.allow", "x", "a list of rules"),
+            ("policy.allow = ['x', 3]", "policy.allow[1]", 3, "a rule"),
+            ("policy.deny = [['x']]", "policy.deny[0]", ["x"], "a rule"),
+            ("policy.private_names = 'x'", "policy.private_names", "x", "a list of names"),
+            ("policy.private_names = [1]", "policy.private_names[0]", 1, "a name"),
+            ("policy.verify = 'no'", "policy.verify", "no", '"redial", "certificate" or'),
+            ("policy.ech = false", "policy.ech", False, '"allow" or "deny"'),
+            ("policy.no_name = 'public'", "policy.no_name", "public", '"allow" or "deny"'),
+            ("policy.open_flows = 'kill'", "policy.open_flows", "kill", '"leave" or "close"'),
             ("forward = 'x y'", "forward", "x y", "[[forward]]"),
             ("forward = ['x y']", "forward[0]", "x y", "listen"),
         ],
@@ -203,7 +249,7 @@ class TestBadFile:
         [
             ("outbund = 'x'", "outbund", "did you mean outbound"),
             ("limits.conect_timeout = 1", "limits.conect_timeout", "connect_timeout"),
-            ("zzz = 1", "zzz", "known: outbound, inbound, forward"),
+            ("zzz = 1", "zzz", "known: outbound, inbound, sni_proxy"),
             ("[[forward]]\nto = 'x'", "forward[0].to", "known: listen, connect"),
             ('"a` - at `$.mark" = 1', "a` - at `$.mark", "known: "),
             ("http-proxy = 'tcp:3128'", "http-proxy", "no such key"),
@@ -323,6 +369,110 @@ class TestFlags:
         )
 
 
+# A rule on each line, in all of TOML's forms of strings, and what only looks like one.
+RULES = r"""
+# allow = [ "no" ]
+[policy] # "deny" = [
+deny = [ "a", 'a', # "a" ]
+  "\u0061",
+  '''a''',  QQQ\
+  b\
+  QQQ, "[::1]:80", "a" ]
+"allow" = []
+no_name = "allow"
+private_names = ["a",
+"a"]
+""".replace("QQQ", 3 * '"')
+
+
+class TestRules:
+    def test_places(self, path: Path) -> None:
+        """Every rule knows its line, whatever its spelling and however often it is there."""
+        path.write_text(RULES)
+        policy = load_file(str(path)).policy
+        expected = [("a", 4), ("a", 4), ("a", 5), ("a", 6), ("b", 6), ("[::1]:80", 8), ("a", 8)]
+        assert [(text, f"{path}:{line}") for text, line in expected] == [
+            (rule.text, rule.place) for rule in policy.deny
+        ]
+        assert [f"{path}:11", f"{path}:12"] == [rule.place for rule in policy.private_names]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            'policy.allow = [\n"x"]',
+            'policy = { default = "deny", allow = [ "x" ] }',
+            '"policy"."allow" = [\n"x"]',
+            "policy . 'allow' = [\n'x']",
+            '[ policy ]\r\nallow=["x"]',
+            '[limits]\nkeepalive = 1\n[policy]\nallow = ["x"]',
+        ],
+    )
+    def test_all_ways_to_write_a_key(self, path: Path, text: str) -> None:
+        """The line is found however the key is written."""
+        path.write_text(text, newline="")
+        (rule,) = load_file(str(path)).policy.allow
+        line = 1 + next(i for i, each in enumerate(text.split("\n")) if each.count("x"))
+        assert f"{path}:{line}" == rule.place
+
+    @pytest.mark.parametrize(
+        ("key", "bad", "problem"),
+        [
+            ("allow", "x:0", "not ports"),
+            ("deny", "127.1", "ends in a number"),
+            ("private_names", "10.0.0.0/8", "a name alone"),
+        ],
+    )
+    def test_bad_rule(self, path: Path, key: str, bad: str, problem: str) -> None:
+        """A rule that can't be read is named with its line."""
+        path.write_text(f'[policy]\n{key} = ["ok.example",\n"{bad}"]\n')
+        with pytest.raises(ConfigError) as caught:
+            load_file(str(path))
+        error = caught.value
+        assert (f"{path}:3", f"policy.{key}[1]", bad) == (error.source, error.key, error.value)
+        assert problem in error.problem
+
+    def test_all_bad_rules(self, path: Path) -> None:
+        """Who wants to know all bad rules gets them all."""
+        path.write_text('[policy]\nallow = ["..", "x"]\ndeny = [\n"y:0"]')
+        bad: list[ConfigError] = []
+        config = load_file(str(path), bad)
+        assert [f"{path}:2", f"{path}:4"] == [error.source for error in bad]
+        assert ["x"] == [rule.text for rule in config.policy.allow]
+
+    def test_flags_add(self, path: Path) -> None:
+        """Flags' rules come after the file's, and know their flag; --default replaces."""
+        path.write_text('[policy]\ndefault = "deny"\nallow = ["x"]\nech = "deny"')
+        policy = load(str(path), allow=["y"], deny=["z:25"], default="public").policy
+        assert [f"{path}:3", "--allow"] == [rule.place for rule in policy.allow]
+        assert ["--deny"] == [rule.place for rule in policy.deny]
+        assert (Default.PUBLIC, Choice.DENY) == (policy.default, policy.ech)
+        assert Default.DENY is load(str(path)).policy.default
+
+    @pytest.mark.parametrize(
+        ("flag", "value", "flags"),
+        [
+            ("--allow", "x:0", {"allow": ["y", "x:0"]}),
+            ("--deny", "", {"deny": [""]}),
+            ("--default", "perhaps", {"default": "perhaps"}),
+        ],
+    )
+    def test_bad_flag(self, flag: str, value: str, flags: dict[str, Any]) -> None:
+        """A flag that can't be used is named as it was written."""
+        with pytest.raises(ConfigError) as caught:
+            load(**flags)
+        error = caught.value
+        assert (COMMAND_LINE, flag, value) == (error.source, error.key, error.value)
+
+    @pytest.mark.parametrize("unset", Default)
+    def test_build(self, path: Path, unset: Default) -> None:
+        """The policy has what the table says; who builds it says what an unset default is."""
+        path.write_text('policy.allow = ["x"]')
+        config = load_file(str(path)).policy
+        policy = config.build(unset)
+        assert (unset, config.allow, Choice.DENY) == (policy.default, policy.allow, policy.no_name)
+        assert Default.ALLOW is config.build().default
+
+
 _raw = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -334,6 +484,7 @@ _raw = st.recursive(
                     *Limits.__struct_fields__,
                     *InboundSource.__struct_fields__,
                     *Forward.__struct_fields__,
+                    *PolicyConfig.__struct_fields__,
                     "x",
                 ]
             ),
@@ -343,6 +494,12 @@ _raw = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+def _decode_again(kind: Any, value: Any) -> object:
+    if issubclass(kind, Rule):
+        return parse_name_rule(value) if kind is NameRule else parse_rule(value)
+    return kind(value)
 
 
 class TestAnyTree:
@@ -357,5 +514,5 @@ class TestAnyTree:
             assert config == msgspec.convert(
                 msgspec.to_builtins(config, enc_hook=str),
                 Config,
-                dec_hook=lambda kind, value: kind(value),
+                dec_hook=_decode_again,
             )

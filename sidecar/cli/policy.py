@@ -74,7 +74,8 @@ def _check(path: str) -> int:
     except ConfigError as error:
         _report_errors([*bad_rules, error])
         return 1
-    remarks = review(config.build(config.default or Default.PUBLIC))
+    # Nothing is said of a default that the file leaves open.
+    remarks = review(config.build(Default.DENY))
     for remark in remarks:
         print(_plain(f"warning: {remark}"))
     if bad_rules:
@@ -171,32 +172,34 @@ class _Inquiry:
     def _judge_any_address(self, host: str, decision: Decision) -> Decision:
         """Judge a name whose address decides, by the address it probably has."""
         policy, port = self._policy, self._port
-        denied = [rule for rule in policy.deny if _is_for_addresses(rule) and rule.match(port)]
-        allowed = [rule for rule in policy.allow if _is_for_addresses(rule) and rule.match(port)]
-        by_name = decision.rule is not None
+        denied = [rule for rule in policy.deny if not rule.is_for_names and rule.match(port)]
+        allowed = [rule for rule in policy.allow if not rule.is_for_names and rule.match(port)]
+        rule = decision.rule
         by_default = policy.default is not Default.DENY
-        if not by_name and not by_default:
+        if rule is None and not by_default:
             return self._only_by_address(host, allowed)
-        if by_name and policy.default is not Default.ALLOW:
-            if policy.ech is Choice.DENY:
-                self._conditions.append('the client must not use ECH (ech = "deny")')
-            private = any(matches_name(rule, host) for rule in policy.private_names)
-            if private:
-                self._conditions.append("its address may be private (private_names)")
-        else:
-            private = policy.default is Default.ALLOW
-        if not private:
+        named = rule if rule is not None and rule.is_for_names else None
+        by_name = named is not None and not by_default
+        if by_name and policy.ech is Choice.DENY:
+            self._conditions.append('the client must not use ECH (ech = "deny")')
+        private = any(matches_name(each, host) for each in policy.private_names)
+        if by_name and private:
+            self._conditions.append("its address may be private (private_names)")
+        elif named is not None and private:
+            self._conditions.append(
+                f"its address must be public, or verified to be the name's ({named.text})"
+            )
+        elif by_name or (rule is named and policy.default is Default.PUBLIC):
             self._conditions.append("its address must be public" + _or_match(allowed))
+        if by_default and named is not None:
+            rule = None
         if denied:
             self._conditions.append(f"its address must not match {_listed(denied)}")
-        reason = Reason.RULE if by_name else Reason.DEFAULT
-        rests = by_name and policy.default is Default.DENY
-        return Decision(Outcome.ALLOW, reason, decision.rule, by_name=rests)
+        reason = Reason.DEFAULT if rule is None else Reason.RULE
+        return Decision(Outcome.ALLOW, reason, rule, by_name=by_name)
 
     def _only_by_address(self, host: str, allowed: list[Rule]) -> Decision:
-        self._conditions.append(
-            f"it would be allowed at an address that matches {_listed(allowed)}"
-        )
+        self._conditions.append(f"allowed only at an address that matches {_listed(allowed)}")
         return Decision(Outcome.DENY, Reason.DEFAULT, hint=f"{host}:{self._port}")
 
     def report(self, target: str) -> list[str]:
@@ -226,10 +229,6 @@ class _Inquiry:
                 mark = "->" if rule is self._decision.rule else "  "
                 lines.append(f"  {mark} {rule.text} ({rule.place})")
         return [*lines, f"default: {policy.default.value}"]
-
-
-def _is_for_addresses(rule: Rule) -> bool:
-    return not rule.is_for_names
 
 
 def _or_match(rules: list[Rule]) -> str:

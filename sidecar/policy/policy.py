@@ -57,7 +57,6 @@ class Choice(Enum):
 _ALLOW_DEFAULT = Decision(Outcome.ALLOW, Reason.DEFAULT)
 _ALLOW_NAMELESS = Decision(Outcome.ALLOW, Reason.NO_NAME)
 _NEED_NAME = Decision(Outcome.NEED_MORE, Reason.NO_NAME, missing=Fact.NAME)
-_NEED_ADDRESS = Decision(Outcome.NEED_MORE, Reason.UNKNOWN_DESTINATION, missing=Fact.ADDRESS)
 _NO_DESTINATION = Decision(Outcome.DENY, Reason.UNKNOWN_DESTINATION)
 
 
@@ -244,19 +243,15 @@ class Policy:
         default_allows = not (hidden and deny.names.covers(port))
         if every is not None or (self.default is Default.ALLOW and default_allows):
             if deny.covers_some_address(port):
-                return _NEED_ADDRESS
+                return _need_address(every)
             if every is not None:
                 return Decision(Outcome.ALLOW, Reason.RULE, every)
             return _ALLOW_DEFAULT
-        if allow.covers_some_address(port):
-            return _NEED_ADDRESS
-        if self.default is not Default.DENY and default_allows:
-            return _NEED_ADDRESS
         rule = allow.names.match(host, port)
-        if rule is not None and not hidden:
-            return Decision(
-                Outcome.NEED_MORE, Reason.UNKNOWN_DESTINATION, rule, missing=Fact.ADDRESS
-            )
+        named = None if hidden else rule
+        by_default = self.default is not Default.DENY and default_allows
+        if named is not None or by_default or allow.covers_some_address(port):
+            return _need_address(named)
         if hidden and (rule is not None or self.default is not Default.DENY):
             return Decision(Outcome.DENY, Reason.ECH, rule)
         return _deny(Reason.DEFAULT, host, port)
@@ -275,6 +270,11 @@ class Policy:
 def _reason_of_class(packed: bytes) -> Reason:
     metadata = classify(packed) is AddressClass.METADATA
     return Reason.METADATA if metadata else Reason.PRIVATE_ADDRESS
+
+
+def _need_address(rule: Rule | None) -> Decision:
+    """Ask for the address; with the rule that allows it if the address doesn't forbid it."""
+    return Decision(Outcome.NEED_MORE, Reason.UNKNOWN_DESTINATION, rule, missing=Fact.ADDRESS)
 
 
 def _deny(reason: Reason, host: str, port: int, rule: Rule | None = None) -> Decision:
