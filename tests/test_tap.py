@@ -142,7 +142,7 @@ class TestService:
         service = SidecarService(turning.reactor, config)
         assert verifyObject(IService, service)
         service.privilegedStartService()
-        service.startService()  # type: ignore[no-untyped-call]
+        service.startService()
         with socket.create_connection(("127.0.0.1", free_port), PATIENCE) as client:
             client.setblocking(False)
             turning.settle()

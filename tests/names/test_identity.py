@@ -424,7 +424,7 @@ class TestAtOnce:
         with serving_tls(good) as server:
             one, other = (Heard(prober.probe(NAME, server.address)) for _ in range(2))
             one.probing.cancel()
-            turning.until(lambda: other.all)
+            turn_until(turning, lambda: other.all)
         assert [None] == other.all
         assert isinstance(one.error, CancelledError)
 
