@@ -415,7 +415,7 @@ class TestAtOnce:
         """All who ask the same meanwhile get one handshake's result."""
         with serving_tls(good) as server:
             heard = [Heard(prober.probe(NAME, server.address)) for _ in range(5)]
-            turning.until(lambda: all(each.all for each in heard))
+            turn_until(turning, lambda: all(each.all for each in heard))
         assert [[None]] * 5 == [each.all for each in heard]
         assert 1 == len(server.peers)
 
@@ -464,7 +464,7 @@ class TestAtOnce:
             turning.settle()
             assert ([], []) == (server.peers, other.peers)
             first.probing.cancel()
-            turning.until(lambda: third.all)
+            turn_until(turning, lambda: third.all)
             assert ([None], [None]) == (second.all, third.all)
 
     def test_waits_in_vain(
