@@ -1,13 +1,15 @@
 """Where in a stream the ClientHello is, however it is cut into segments and TLS records.
 
-What it says is `sidecar.wire.hello_message`'s, whose names are here too.
+What it says is `sidecar.wire.hello_message`'s, what is wrong with it
+`sidecar.wire.hello_errors`'s; the names that a user of the reader needs are here too.
 """
 
 from __future__ import annotations
 
 import struct
 
-from sidecar.wire.hello_message import ClientHello, HelloError, HelloReason, parse_client_hello
+from sidecar.wire.hello_errors import HelloError, HelloReason
+from sidecar.wire.hello_message import ClientHello, parse_client_hello
 
 __all__ = ["MAX_HELLO_BYTES", "ClientHello", "ClientHelloReader", "HelloError", "HelloReason"]
 
