@@ -161,9 +161,8 @@ class TestClients:
             done = _curl(stage, f"https://{ALLOWED}:{port}/", server, *flags)
             assert (0, page_from(RIGHT)) == (done.returncode, done.stdout), done
         line = by_name.line(destination=server)
-        assert ["tls", ALLOWED, "sni", alpn, "allow", "rule", str(server), "closed"] == _fact(
-            *(line, "protocol", "host", "host_from", "alpn"),
-            *("verdict", "reason", "upstream", "end"),
+        assert ["tls", ALLOWED, "sni", alpn, "allow", "rule", str(server)] == _fact(
+            line, "protocol", "host", "host_from", "alpn", "verdict", "reason", "upstream"
         )
         assert ja4 == line["ja4"][:4]
         assert line["rule"].startswith(f"{ALLOWED} (")
@@ -279,13 +278,14 @@ class TestClients:
             assert ["redirect", OTHER, "deny"] == _fact(line, "destination_from", "host", "verdict")
 
 
+@pytest.fixture(scope="module")
+def whole(stage: Stage, by_name: Sidecar) -> list[object]:
+    """What a hello says in one piece."""
+    return _fetch_cut(stage, by_name, SocketAddress(RIGHT, 19999), _whole)
+
+
 class TestCut:
     """However a hello is cut, what is known of it and what is answered is the same."""
-
-    @pytest.fixture(scope="class")
-    def whole(self, stage: Stage, by_name: Sidecar) -> list[object]:
-        """What the hello says in one piece."""
-        return _fetch_cut(stage, by_name, SocketAddress(RIGHT, 19999), _whole)
 
     @pytest.mark.parametrize(
         "cut",
@@ -336,7 +336,7 @@ def _fetch_cut(
     with tls_origin(stage, server, ALLOWED):
         page = raw_hello_client(stage, server, ALLOWED, cut)
     line = sidecar.line(destination=server)
-    keys = ("protocol", "host", "host_from", "alpn", "ja4", "verdict", "reason", "end")
+    keys = ("protocol", "host", "host_from", "alpn", "ja4", "verdict", "reason")
     return [page, *_fact(line, *keys)]
 
 
