@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks import hello, tcp
+from benchmarks import hello, peek, tcp
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     tcp.add_parser(commands)
     hello.add_parser(commands)
+    peek.add_parser(commands)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _leave)  # so that what was started is ended
     try:

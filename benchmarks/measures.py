@@ -32,7 +32,9 @@ __all__ = [
     "bulk_gbits",
     "check_echo",
     "check_http",
+    "client_figures",
     "connections_per_second",
+    "figures_of",
     "idle_kib",
     "iperf_gbits",
     "latency_us",
@@ -156,6 +158,34 @@ def latency_us(port: int, seconds: int) -> tuple[float, float]:
         return report["p50"] / 1000, report["p99"] / 1000
     except (ValueError, KeyError) as error:
         raise MeasureError(f"the ping client failed: {output.strip()[-100:]!r}") from error
+
+
+def client_figures(module: str, arguments: Sequence[str], seconds: int) -> list[float]:
+    """Run a client of ours that prints its figures as a JSON list.
+
+    Args:
+        module: Which, in this package.
+        arguments: Its arguments but for the last, the seconds.
+        seconds: For how long it measures.
+
+    Raises:
+        MeasureError: It printed something else: the end of its traceback.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, str(seconds)]
+    return figures_of(_run(command, seconds))
+
+
+def figures_of(output: str) -> list[float]:
+    """Read the figures that a client of ours printed.
+
+    Raises:
+        MeasureError: There are none.
+    """
+    try:
+        return [float(figure) for figure in json.loads(output)]
+    except (ValueError, TypeError) as error:
+        last = output.strip().rpartition("\n")[2]
+        raise MeasureError(f"the client failed: {last or 'it printed nothing'}") from error
 
 
 def connections_per_second(port: int, seconds: int) -> float:
