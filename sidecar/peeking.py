@@ -24,6 +24,10 @@ _HTTP_PORT = 80
 # The client speaks no TLS at all, which is no fault.
 _OTHER_THAN_TLS = frozenset({HelloReason.NOT_TLS})
 
+# Bytes of a record's header, which tell whether it is TLS; none later than these are
+# ever given to the other reader, so no more need to be kept.
+_TELLING = 5
+
 
 class Peek:
     """Reads a client's first bytes into its flow's facts.
@@ -63,7 +67,8 @@ class Peek:
             except HelloError as error:
                 return self._no_hello(error, self._seen + data)
             if hello is None:
-                self._seen += data
+                if len(self._seen) < _TELLING:
+                    self._seen += data
                 self._flow.protocol = Protocol.TLS
                 return False
             self._take_hello(hello)

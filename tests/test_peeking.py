@@ -107,3 +107,10 @@ class TestPeek:
         """At the end of the stream the facts are final, whatever they are."""
         assert (True, TCP, *NOTHING, None) == peek_at([b""])
         assert (True, TLS, *NOTHING, None) == peek_at([HELLO[:50], b""])
+
+    def test_bounded(self) -> None:
+        """A hello that drips in is not copied anew with every byte of it."""
+        peek = Peek(Flow(ListenerKind.OUTBOUND, None, None, None))
+        for at in range(len(HELLO) - 1):
+            assert not peek.feed(HELLO[at : at + 1])
+        assert 5 == len(peek._seen)

@@ -237,10 +237,14 @@ class _Peeking:
         self._let_go()
         self._peek = None
         self._flow.names_known = True
-        if peek.problem is None:
-            self._names_known()
-        else:
+        if peek.problem is not None:
             self.deny(peek.problem)
+            return
+        try:
+            self._names_known()
+        except Exception:  # noqa: BLE001 - a timer or the upstream may have called us
+            self._log.failure("bug while a flow was being judged; denied")
+            self.failed()
 
     # The verdict
 
@@ -314,6 +318,10 @@ class _Peeking:
     def _give_up(self, end: FlowEnd) -> None:
         self._let_go()
         self._drop_upstream()
+        # Nobody has allowed it.
+        self._flow.verdict = Verdict.DENY
+        self._flow.reason = "not_judged"
+        self._flow.rule = None
         if self._asking is not None:
             self._asking.cancel()
         reset(self._connection)

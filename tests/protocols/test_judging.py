@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from relay.transcripts import Peer, tcp_pair
+from turning import Turning, turning
+from twisted.internet.defer import Deferred
+from wire.hello_maker import hello, server_name
+from zope.interface import implementer
+
+from sidecar.addresses import SocketAddress
+from sidecar.errors import CertificateMismatch, NameNotResolved, VerificationImpossible
+from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
+from sidecar.interfaces import IFlowObserver
+from sidecar.names.verifying import IVerifier
+from sidecar.policy import Default, Policy, parse_rule
+from sidecar.protocols.judging import Allowed, Judge, Judging
+from sidecar.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NAME = "allowed.example"
+HELLO = hello(server_name(NAME.encode()))
+DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+# Public, and nothing dials it here.
+DESTINATION = SocketAddress("9.9.9.1", 443)
+OTHER = SocketAddress("9.9.9.2", 443)
+
+
+@implementer(IFlowObserver)
+class Observer:
+    def __init__(self) -> None:
+        self.flows: list[Flow] = []
+
+    def flow_ended(self, flow: Flow) -> None:
+        self.flows.append(flow)
+
+
+@implementer(IVerifier)
+class Asked:
+    """A verifier that answers when the test does."""
+
+    def __init__(self) -> None:
+        self.questions: list[tuple[str, SocketAddress]] = []
+        self.cancelled = 0
+        self.answer: Deferred[SocketAddress] = Deferred(self._cancel)
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+    def verify(
+        self, host: str, address: SocketAddress, acceptable: Callable[[SocketAddress], bool]
+    ) -> Deferred[SocketAddress]:
+        assert acceptable(address)
+        self.questions.append((host, address))
+        return self.answer
+
+
+class Bug(Asked):
+    """A verifier that raises."""
+
+    def verify(
+        self, host: str, address: SocketAddress, acceptable: Callable[[SocketAddress], bool]
+    ) -> Deferred[SocketAddress]:
+        raise RuntimeError(host)
+
+
+class Scene:
+    """One judged flow.
+
+    Attributes:
+        client: Its client.
+        flow: Its facts.
+        allowed: What was allowed of it.
+    """
+
+    def __init__(self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge) -> None:
+        near, connection = tcp_pair()
+        stack.enter_context(near)
+        self.connection = connection
+        stack.enter_context(connection)
+        self.client = Peer(turning, near, 1)
+        self.allowed: list[Allowed] = []
+        source = SocketAddress.from_kernel(connection.getpeername())
+        self.flow = Flow(
+            *(ListenerKind.OUTBOUND, source, DESTINATION, DestinationSource.TPROXY),
+            runtime.observer,
+        )
+        self.judging = Judging(runtime, judge, connection, self.flow, self.allowed.append)
+
+
+@pytest.fixture(name="turning")
+def _turning() -> Iterator[Turning]:
+    with turning() as made:
+        yield made
+
+
+@pytest.fixture
+def observer() -> Observer:
+    return Observer()
+
+
+@pytest.fixture
+def runtime(turning: Turning, observer: Observer) -> Iterator[Runtime]:
+    made = Runtime.make(turning.reactor, observer, mark=None)
+    yield made
+    made.close()
+    turning.settle()
+
+
+@pytest.fixture
+def stack(runtime: Runtime) -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def verifier() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def judge(verifier: Asked) -> Judge:
+    policy = Policy(default=Default.DENY, allow=[parse_rule(NAME, "file:1")])
+    return Judge(policy, verifier, silence=3600.0, patience=3600.0)
+
+
+@pytest.fixture
+def scene(turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge) -> Scene:
+    return Scene(turning, stack, runtime, judge)
+
+
+def ended(scene: Scene) -> list[object]:
+    """How it ended."""
+    flow = scene.flow
+    return [flow.verdict, flow.reason, flow.end, scene.allowed]
+
+
+class TestVerified:
+    @pytest.mark.parametrize("address", [DESTINATION, OTHER])
+    def test_allowed(
+        self, turning: Turning, scene: Scene, verifier: Asked, address: SocketAddress
+    ) -> None:
+        """What the verifier answers is dialled; the bytes read go along, each once."""
+        for at in range(len(HELLO)):
+            scene.client.say(HELLO[at : at + 1])
+            turning.settle()
+        turning.until(lambda: verifier.questions)
+        assert [(NAME, DESTINATION)] == verifier.questions
+        assert [] == scene.allowed
+        verifier.answer.callback(address)
+        expected = Allowed(scene.connection, scene.flow, address, HELLO, None)
+        assert [expected] == scene.allowed
+        assert (Verdict.ALLOW, "rule", f"{NAME} (file:1)") == (
+            scene.flow.verdict,
+            scene.flow.reason,
+            scene.flow.rule,
+        )
+        assert scene.flow.end is None
+
+    @pytest.mark.parametrize(
+        ("error", "reason", "end"),
+        [
+            (CertificateMismatch(NAME, "a", "b"), "certificate_mismatch", FlowEnd.DENIED),
+            (
+                VerificationImpossible(NAME, "a", NameNotResolved(NAME, "none")),
+                "dns_error",
+                FlowEnd.DNS_ERROR,
+            ),
+        ],
+    )
+    def test_refused(
+        self,
+        turning: Turning,
+        scene: Scene,
+        verifier: Asked,
+        observer: Observer,
+        error: Exception,
+        reason: str,
+        end: FlowEnd,
+    ) -> None:
+        """What the verifier fails with is the denial's reason."""
+        scene.client.say(HELLO)
+        turning.until(lambda: verifier.questions)
+        verifier.answer.errback(error)
+        assert DENIED == scene.client.read_to_end()
+        assert [Verdict.DENY, reason, end, []] == ended(scene)
+        assert [scene.flow] == observer.flows
+
+    def test_bug(self, turning: Turning, scene: Scene, verifier: Asked) -> None:
+        """A verifier that fails in any other way is one that denies."""
+        scene.client.say(HELLO)
+        turning.until(lambda: verifier.questions)
+        verifier.answer.errback(RuntimeError("bug"))
+        assert DENIED == scene.client.read_to_end()
+        assert [Verdict.DENY, "internal_error", FlowEnd.DENIED, []] == ended(scene)
+        assert 1 == len(turning.failures)
+        turning.failures.clear()
+
+    def test_raises(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
+    ) -> None:
+        """So is one that raises."""
+        judge.verifier = Bug()
+        scene = Scene(turning, stack, runtime, judge)
+        scene.client.say(HELLO)
+        assert DENIED == scene.client.read_to_end()
+        assert [Verdict.DENY, "internal_error", FlowEnd.DENIED, []] == ended(scene)
+        assert 1 == len(turning.failures)
+        turning.failures.clear()
+
+
+class TestGone:
+    @pytest.mark.parametrize("said", [b"", HELLO[:9]], ids=["silent", "peeking"])
+    def test_peeking(
+        self, turning: Turning, scene: Scene, verifier: Asked, observer: Observer, said: bytes
+    ) -> None:
+        """A client that resets before its name is known ends the flow."""
+        if said:
+            scene.client.say(said)
+        turning.settle()
+        scene.client.reset()
+        turning.until(lambda: observer.flows)
+        assert [Verdict.ALLOW, "default", FlowEnd.CLIENT_RESET, []] == ended(scene)
+        assert [] == verifier.questions
+
+    def test_verifying(
+        self, turning: Turning, scene: Scene, verifier: Asked, observer: Observer
+    ) -> None:
+        """A client that resets meanwhile: nobody waits for the answer any more."""
+        scene.client.say(HELLO)
+        turning.until(lambda: verifier.questions)
+        scene.client.reset()
+        turning.until(lambda: observer.flows)
+        assert FlowEnd.CLIENT_RESET is scene.flow.end
+        assert ([], 1) == (scene.allowed, verifier.cancelled)
+
+    @pytest.mark.parametrize("said", [b"", HELLO[:9], HELLO], ids=["silent", "peeking", "asked"])
+    def test_shut_down(
+        self, turning: Turning, runtime: Runtime, scene: Scene, observer: Observer, said: bytes
+    ) -> None:
+        """The process's end ends it."""
+        if said:
+            scene.client.say(said)
+        turning.settle()
+        runtime.close()
+        assert FlowEnd.SHUTDOWN is scene.flow.end
+        assert [scene.flow] == observer.flows
+        assert b"" == scene.client.read_to_reset()
+
+
+class TestWaits:
+    def test_silent(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
+    ) -> None:
+        """A client that stays silent is judged as one without a name."""
+        judge.silence = 0.01
+        scene = Scene(turning, stack, runtime, judge)
+        assert b"" == scene.client.read_to_reset()
+        assert [Verdict.DENY, "no_name", FlowEnd.DENIED, []] == ended(scene)
+
+    def test_impatient(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
+    ) -> None:
+        """A client that began to speak, and never ends, is denied."""
+        judge.patience = 0.01
+        scene = Scene(turning, stack, runtime, judge)
+        scene.client.say(HELLO[:-1])
+        assert DENIED == scene.client.read_to_end()
+        assert [Verdict.DENY, "peek_timeout", FlowEnd.DENIED, []] == ended(scene)
+
+    def test_bug_after_a_wait(
+        self,
+        turning: Turning,
+        stack: ExitStack,
+        runtime: Runtime,
+        judge: Judge,
+        observer: Observer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A bug in the policy denies also where only a timer called it."""
+        judge.silence = 0.01
+        scene = Scene(turning, stack, runtime, judge)
+
+        def decide(_: Flow) -> None:
+            raise RuntimeError("bug")
+
+        monkeypatch.setattr(judge.policy, "decide", decide)
+        turning.until(lambda: observer.flows)
+        assert [Verdict.DENY, "internal_error", FlowEnd.DENIED, []] == ended(scene)
+        assert 1 == len(turning.failures)
+        turning.failures.clear()
+
+
+class TestDecided:
+    def test_at_once(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, verifier: Asked
+    ) -> None:
+        """Where no name matters, nothing is read."""
+        policy = Policy(default=Default.DENY, allow=[parse_rule("9.9.9.1")])
+        judge = Judge(policy, verifier, silence=3600.0, patience=3600.0)
+        scene = Scene(turning, stack, runtime, judge)
+        expected = Allowed(scene.connection, scene.flow, DESTINATION, b"", None)
+        assert [expected] == scene.allowed
+
+    def test_early_upstream(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, verifier: Asked
+    ) -> None:
+        """Where silence would do, a server that speaks ends the peek, and is not dialled again."""
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        policy = Policy(deny=[parse_rule("bad.example")])
+        judge = Judge(policy, verifier, silence=3600.0, patience=3600.0)
+        near, connection = tcp_pair()
+        stack.enter_context(near)
+        stack.enter_context(connection)
+        destination = SocketAddress.from_kernel(listener.getsockname())
+        flow = Flow(ListenerKind.OUTBOUND, None, destination, None, runtime.observer)
+        allowed: list[Allowed] = []
+        Judging(runtime, judge, connection, flow, allowed.append)
+        server = stack.enter_context(listener.accept()[0])
+        server.sendall(b"220 ready\r\n")
+        turning.until(lambda: allowed)
+        upstream = allowed[0].upstream
+        assert upstream is not None
+        stack.enter_context(upstream)
+        assert server.getsockname() == upstream.getpeername()
+        assert b"220 ready\r\n" == upstream.recv(99)
