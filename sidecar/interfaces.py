@@ -97,9 +97,9 @@ class IDecisionStep(Interface):
             flow: Its facts; not to be changed.
 
         Returns:
-            None for nothing, or the reason code of the denial (lower case and
-            underscores); or a Deferred of either. What it raises, and an answer that
-            takes longer than ``limits.connect_timeout``, is a denial.
+            None for nothing, or the reason code of the denial (1 to 64 lower-case
+            letters, digits and underscores); or a Deferred of either. What it raises,
+            and an answer that takes longer than ``limits.connect_timeout``, is a denial.
         """
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+import msgspec
 from twisted.application import service
 from twisted.internet import defer
 from twisted.internet.endpoints import serverFromString
@@ -69,6 +70,7 @@ class SidecarService(service.Service):
         self._closing: list[Callable[[], object]] = []
         self._ports: list[IListeningPort] = []
         self._runtime: Runtime | None = None
+        self._resolver: SystemResolver | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -90,11 +92,11 @@ class SidecarService(service.Service):
             mark=config.mark or None,
             limits=config.limits,
         )
-        resolver = SystemResolver(runtime.reactor, runtime.reactor)
+        self._resolver = resolver = SystemResolver(runtime.reactor, runtime.reactor)
         self._closing.append(resolver.close)
         self._judge = judge = Judge(
             config.policy.build(),
-            self._verifier(runtime, resolver),
+            self._verifier(config.policy.verify, runtime, resolver),
             silence=config.limits.silence,
             patience=config.limits.patience,
             steps=find_plugins(IDecisionStep, config.policy.steps),
@@ -127,8 +129,7 @@ class SidecarService(service.Service):
             return Observers(observers)
         return observers[0] if observers else None
 
-    def _verifier(self, runtime: Runtime, resolver: SystemResolver) -> Verifier:
-        verify = self._config.policy.verify
+    def _verifier(self, verify: Verify, runtime: Runtime, resolver: SystemResolver) -> Verifier:
         if verify is Verify.OFF:
             return Off()
         if verify is Verify.REDIAL:
@@ -153,14 +154,24 @@ class SidecarService(service.Service):
         What can't be used changes nothing: the policy in force stays. Everything but
         the policy takes a restart.
         """
-        if self._judge is None:
+        if self._judge is None or self._runtime is None or self._resolver is None:
             return
         try:
             config = self._load()
+            verify = config.policy.verify
+            verifier = None
+            if verify is not self._config.policy.verify:
+                verifier = self._verifier(verify, self._runtime, self._resolver)
         except SidecarError as error:
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
+        for key in ("verify", "steps"):
+            if getattr(config.policy, key) != getattr(self._config.policy, key):
+                self._log_reload.warn("policy.{key} takes a restart; it stays as it was", key=key)
         self._judge.policy = config.policy.build()
+        self._config = msgspec.structs.replace(self._config, policy=config.policy)
+        if verifier is not None:
+            self._judge.verifier = verifier
         if config.policy.open_flows is OpenFlows.CLOSE:
             self._judge.close_denied()
         self._log_reload.info(
@@ -192,6 +203,7 @@ class SidecarService(service.Service):
                 close()
             self._closing.clear()
             self._runtime = None
+            self._resolver = None
         if self._log is not None:
             stopped.append(self._log.stop())
             self._log = None

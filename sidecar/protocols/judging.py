@@ -437,6 +437,11 @@ class Routing(_Peeking):
         if host is None:
             self.deny("no_name")
             return
+        # What no address could make allowed isn't even looked up.
+        decision = self._judge.policy.judge_name(host, self._port, ech=self._flow.ech)
+        if decision.outcome is Outcome.DENY:
+            self.deny(decision.reason.value, decision.rule_with_place, decision.hint)
+            return
         unspecified = SocketAddress("::", self._port)
         found = acceptable_answers(self._resolver, host, unspecified, self._acceptable)
         self._ask(found.addCallback(lambda answers: answers[0]), self._resolved)

@@ -119,6 +119,7 @@ class Relaying:
         """The upstream connection came back to one of our own listeners."""
         self._flow.verdict = Verdict.DENY
         self._flow.reason = FlowEnd.PROXY_LOOP_DETECTED.value
+        self._flow.rule = None
         if self._joined is None:
             self._give_up(FlowEnd.PROXY_LOOP_DETECTED)
         else:
@@ -167,6 +168,7 @@ class Relaying:
             # Refused before anything was dialled.
             flow.verdict = Verdict.DENY
             flow.reason = outcome.end.value
+            flow.rule = None
             self._refuse(outcome.end)
             return
         flow.upstream = upstream

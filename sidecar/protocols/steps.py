@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["objection"]
 
 _log = Logger()
+# What the access log's schema takes for a code; as long as it is readable.
+_CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 
 async def objection(
@@ -51,7 +54,10 @@ async def objection(
             _log.failure("bug in decision step {step}; denied", step=step.name)
             return "step_failed"
         if answer is not None:
-            return str(answer)
+            if _CODE.fullmatch(str(answer)):
+                return str(answer)
+            _log.error("{step} objects with {answer!r}, no code", step=step.name, answer=answer)
+            return "step_failed"
     return None
 
 
