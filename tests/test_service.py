@@ -77,6 +77,18 @@ class TestReload:
         assert 1 == len(turning.failures)
         turning.failures.clear()
 
+    def test_verify(self, turning: Turning, service: SidecarService, loader: Loader) -> None:
+        """How names are verified is part of the policy, and changes with it."""
+        judge = service._judge
+        assert judge is not None
+        before = judge.verifier
+        service.reload()
+        assert before is judge.verifier
+        for verify, kind in ((Verify.OFF, Off), (Verify.CERTIFICATE, Certificate)):
+            loader.next = Config(policy=PolicyConfig(verify=verify))
+            service.reload()
+            assert kind is type(judge.verifier)
+
     def test_stopped(self, turning: Turning, loader: Loader) -> None:
         """A signal to a service that has stopped changes nothing."""
         service = SidecarService(turning.reactor, DENY, loader)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from integration.netns import DEADLINE
 from integration.origins import Origin, received
 from integration.proxy import OUTBOUND, ROOT, Identity, applied, running
 from names.authority import Authority
-
-from sidecar.addresses import SocketAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +19,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Namespace, Pair
     from integration.proxy import Sidecar
+
+    from sidecar.addresses import SocketAddress
 
 __all__ = [
     "ALLOWED",
@@ -253,20 +251,9 @@ def raw_hello_client(
             tls.do_handshake()
         for piece in cut(outgoing.read()):
             connection.sendall(piece)
-
-        def pump() -> None:
-            if data := outgoing.read():
-                connection.sendall(data)
-            part = connection.recv(65536)
-            if part:
-                incoming.write(part)
-            else:
-                incoming.write_eof()
-
-        end = time.monotonic() + DEADLINE
         text = b""
         asked = False
-        while time.monotonic() < end:
+        while True:
             try:
                 tls.do_handshake()
                 if not asked:
@@ -276,12 +263,22 @@ def raw_hello_client(
                     text += part
                 break
             except ssl.SSLWantReadError:
-                pump()
+                _pump(connection, incoming, outgoing)
             except ssl.SSLEOFError:
                 break
             except ssl.SSLError as error:
                 return error.reason or str(error)
     return text.partition(b"\r\n\r\n")[2].decode()
+
+
+def _pump(connection: socket.socket, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+    """Send what TLS has to say, and wait for what it is told."""
+    if data := outgoing.read():
+        connection.sendall(data)
+    if part := connection.recv(65536):
+        incoming.write(part)
+    else:
+        incoming.write_eof()
 
 
 def say(stage: Stage, server: SocketAddress, data: bytes) -> tuple[bytes, bool]:

@@ -573,7 +573,9 @@ class TestDenials:
         connection.sendall(b"\x16\x03\x01\x02")
         clients.reset(connection)
         line = by_name.line(destination=server)
-        assert ["client_reset", None, 0] == _fact(line, "end", "upstream", "sent")
+        assert ["client_reset", "not_judged", None, 0] == _fact(
+            line, "end", "reason", "upstream", "sent"
+        )
 
     def test_end_while_peeking(self, stage: Stage, by_name: Sidecar, port: int) -> None:
         """A client that ends in the midst of its hello has no name."""

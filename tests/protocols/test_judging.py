@@ -225,7 +225,7 @@ class TestGone:
         turning.settle()
         scene.client.reset()
         turning.until(lambda: observer.flows)
-        assert [Verdict.ALLOW, "default", FlowEnd.CLIENT_RESET, []] == ended(scene)
+        assert [Verdict.DENY, "not_judged", FlowEnd.CLIENT_RESET, []] == ended(scene)
         assert [] == verifier.questions
 
     def test_verifying(

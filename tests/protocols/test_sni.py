@@ -11,12 +11,13 @@ from wire.hello_maker import alpn, hello, server_name
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from sidecar.flow import Flow
 from sidecar.interfaces import IPeekedProtocol
 from sidecar.protocols.sni import PeekFactory
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
+
+    from sidecar.flow import Flow
 
 HELLO = hello(server_name(b"example.org"), alpn(b"h2"))
 
