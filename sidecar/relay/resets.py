@@ -7,8 +7,8 @@ before the other side's reset.
 
 from __future__ import annotations
 
-from contextlib import suppress
 import select
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.linux.sockopt import reset_on_close, unacknowledged
