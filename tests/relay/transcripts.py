@@ -152,10 +152,12 @@ class Peer:
         """Write a few bytes of the test's own."""
         assert len(text) == self._send(memoryview(text))
 
-    def send_until_stopped(self) -> int:
+    def send_until_stopped(self, at_most: int | None = None) -> int:
         """Write noise for as long as anybody takes it; return how much it was."""
         still = 0
         while still < 3:
+            if at_most is not None and self.sent >= at_most:
+                break
             assert self.sent < NOISE_SIZE, "nobody stops the writer"
             if self.write_some(_CHUNK):
                 still = 0
