@@ -232,7 +232,7 @@ class TestReset:
         """Likewise where the kernel's buffers and the pipe hold megabytes."""
         scene = begin()
         one, other = sides(scene, which)
-        one.send_until_stopped(at_most=16 * MEBIBYTE)
+        one.send_until_stopped()
         had = one.acknowledged
         one.reset()
         scene.turning.settle()
