@@ -38,8 +38,12 @@ def default_limit() -> int:
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = _NO_LIMIT
-    left = soft - len(list(Path("/proc/self/fd").iterdir())) - _LISTENERS
+    left = soft - _open_descriptors() - _LISTENERS
     return max(1, int(left * _SHARE) // _DESCRIPTORS_PER_CONNECTION)
+
+
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Admission:

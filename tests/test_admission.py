@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,7 @@ class TestDefaultLimit:
     )
     def test_share(self, descriptors: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nine in ten free descriptors, two for each connection, and never none."""
-        monkeypatch.setattr(os, "listdir", lambda _: [])
+        monkeypatch.setattr("sidecar.admission._open_descriptors", lambda: 0)
         monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
         assert expected == default_limit()
         assert expected == Admission(Clock()).limit

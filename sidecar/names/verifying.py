@@ -175,6 +175,8 @@ def _choose(answers: list[SocketAddress], address: SocketAddress) -> SocketAddre
     Which one hangs on the address that the client dialled, so that clients of a name
     with many addresses spread over them as they did.
     """
+    if len(answers) == 1:
+        return answers[0]
     same = [each for each in answers if each.family == address.family]
     ordered = sorted(same or answers, key=lambda each: each.ip.packed)
     return ordered[int(address.ip) % len(ordered)]

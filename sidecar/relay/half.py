@@ -91,7 +91,9 @@ class Half:
             # An earlier event of the same batch may have stopped the reading.
             if self.events & READ:
                 self._pump()
-        elif events & (ERROR | HANGUP) and self.watched:
+        elif events & (ERROR | HANGUP) and self.watched and not self.events & READ:
+            # (An earlier event of the batch may as well have begun the reading again;
+            # then the poller says the same once more, and that it can be read.)
             self._hung_up(events)
 
     def failed(self) -> None:

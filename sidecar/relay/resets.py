@@ -7,6 +7,7 @@ before the other side's reset.
 
 from __future__ import annotations
 
+import select
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,13 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
+def _was_reset(fd: int) -> bool:
+    """Whether a connection is in error, which leaves its send queue as it is."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
 class SendQueueWatch:
     """Calls back when a TCP connection's peer has acknowledged everything, or never will.
 
@@ -63,7 +71,7 @@ class SendQueueWatch:
 
     def _look(self) -> None:
         self._call = None
-        if unacknowledged(self._fd) == 0 or self._waited >= _GIVE_UP:
+        if unacknowledged(self._fd) == 0 or self._waited >= _GIVE_UP or _was_reset(self._fd):
             self._sent()
             return
         self._call = self._clock.callLater(self._wait, self._look)

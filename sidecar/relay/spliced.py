@@ -83,7 +83,7 @@ class SplicedRelay:
     Args: as `SplicedEngine.relay`.
     """
 
-    __slots__ = ("_done", "_grace", "_idle", "downstream", "end", "engine", "upstream")
+    __slots__ = ("_done", "_grace", "_idle", "_totals", "downstream", "end", "engine", "upstream")
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class SplicedRelay:
     ) -> None:
         self.engine = engine
         self._done = done
+        self._totals: Totals | None = None
         self.end: FlowEnd | None = None
         self._idle: IDelayedCall | None = None
         self._grace: IDelayedCall | None = None
@@ -112,6 +113,8 @@ class SplicedRelay:
     @property
     def totals(self) -> Totals:
         """Bytes delivered so far, and the end if there was one."""
+        if self._totals is not None:
+            return self._totals
         return Totals(self.upstream.written, self.downstream.written, self.end)
 
     def abort(self, end: FlowEnd) -> None:
@@ -147,7 +150,7 @@ class SplicedRelay:
         ResetWhenSent(engine.reactor, engine.poller, peer.sock, self._finished)
 
     def _finished(self) -> None:
-        totals = self.totals
+        self._totals = totals = self.totals
         done, self._done = self._done, _nobody
         # The halves know each other and us, and whoever is done knows us: left like
         # that, every relay would wait for the garbage collector.

@@ -217,6 +217,24 @@ class TestStatic:
         assert (FlowEnd.CLOSED, 8, MEBIBYTE // 2) == (flow.end, flow.sent, flow.received)
         assert address_of(client.sock) == flow.source
 
+    def test_shut_down_while_relaying(
+        self,
+        turning: Turning,
+        runtime: Runtime,
+        stack: ExitStack,
+        origin: socket.socket,
+        observer: Observer,
+    ) -> None:
+        """A process that ends resets what was taken from Twisted's transports, once each."""
+        factory = StaticRelayFactory(runtime, address_of(origin))
+        port = listen(turning, stack, "tcp:0:interface=127.0.0.1", factory)
+        client = connect(turning, stack, port)
+        accept(turning, stack, origin)
+        turning.settle()
+        runtime.close()
+        assert [FlowEnd.SHUTDOWN] == [flow.end for flow in observer.flows]
+        assert b"" == client.read_to_reset()
+
     @pytest.mark.parametrize(
         "text", ["tcp:0:interface=127.0.0.1", r"tcp6:0:interface=\:\:ffff\:127.0.0.1"]
     )

@@ -360,10 +360,11 @@ class TestBackPressure:
     @pytest.mark.parametrize("which", ["client", "server"])
     def test_writer_is_stopped(self, begin: Begin, which: str) -> None:
         """A reader that never reads stops the writer; what waits is bounded."""
-        scene = begin()
+        # By the kernel's own measure (tcp_rmem) the sockets may hold 64 MiB.
+        scene = begin(buffers=SMALL_BUFFER)
         one, other = sides(scene, which)
         sent = one.send_until_stopped()
-        assert sent < 20 * MEBIBYTE
+        assert sent < 4 * MEBIBYTE
         one.half_close()
         assert one.written == other.read_to_end()
 

@@ -103,6 +103,18 @@ class TestSendQueueWatch:
         near.close()
         far.close()
 
+    def test_reset(self) -> None:
+        """A peer that resets the connection is not waited for."""
+        near, far = tcp_pair(SMALL_BUFFER)
+        clock = Clock()
+        called: list[bool] = []
+        fill(near)
+        SendQueueWatch(clock, near.fileno(), lambda: called.append(True))
+        reset(far)
+        clock.advance(0.001)
+        assert ([True], []) == (called, clock.getDelayedCalls())
+        near.close()
+
     def test_given_up(self) -> None:
         """A peer that reads nothing for five seconds is not waited for."""
         near, far = tcp_pair(SMALL_BUFFER)

@@ -480,6 +480,19 @@ class TestAnything:
         ],
         buffers=None,
     )
+    @example(
+        # The server has ended while nothing could be read from it; in one batch this
+        # shows, and that the client takes bytes again.
+        steps=[
+            Step("client", "write", 65535),
+            Step("client", "half_close", 1),
+            Step("server", "write", 65535),
+            Step("client", "turn", 2),
+            Step("server", "write", 65535),
+            Step("client", "turn", 2),
+        ],
+        buffers=SMALL_BUFFER,
+    )
     def test_spliced(self, steps: list[Step], buffers: int | None) -> None:
         """Whatever the two do: what is delivered is what was sent, up to a reset."""
         play(steps, Kind.SPLICED, buffers)

@@ -153,10 +153,13 @@ class Peer:
         assert len(text) == self._send(memoryview(text))
 
     def send_until_stopped(self) -> int:
-        """Write noise for as long as anybody takes it; return how much it was."""
+        """Write noise for as long as anybody takes it; return how much it was.
+
+        All of it, at most: sockets of no set size may hold more (tcp_rmem). That the
+        writer is stopped is for tests with small buffers to show.
+        """
         still = 0
-        while still < 3:
-            assert self.sent < NOISE_SIZE, "nobody stops the writer"
+        while still < 3 and self.sent < NOISE_SIZE:
             if self.write_some(_CHUNK):
                 still = 0
             else:
