@@ -160,7 +160,7 @@ class _Peeking:
         self._fd = connection.fileno()
         self._flow = flow
         self._allowed = allowed
-        self._data = b""
+        self._data = bytearray()
         self._peek: Peek | None = None
         self._timer: IDelayedCall | None = None
         self._asking: Deferred[None] | None = None
@@ -291,7 +291,9 @@ class _Peeking:
     def _go(self, address: SocketAddress) -> None:
         self._let_go()
         self._allowed(
-            Allowed(self._connection, self._flow, address, self._data, self._upstream(address))
+            Allowed(
+                self._connection, self._flow, address, bytes(self._data), self._upstream(address)
+            )
         )
 
     def _upstream(self, address: SocketAddress) -> socket.socket | None:  # noqa: ARG002
