@@ -428,7 +428,7 @@ class TestAtOnce:
                 if one.all:
                     continue
                 one.probing.cancel()
-                turn_until(turning, lambda other=other: other.all)
+                turn_until(turning, other.all.__len__)
             break
         assert [None] == other.all
         assert isinstance(one.error, CancelledError)
