@@ -31,7 +31,7 @@ class Fact(Enum):
 
 
 class Reason(str, Enum):
-    """Why, as a stable code; docs/reference/policy.md says what to do about each."""
+    """Why, as a stable code; docs/reference/reasons.md says what to do about each."""
 
     __str__ = str.__str__
 
