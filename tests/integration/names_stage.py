@@ -283,9 +283,10 @@ def _pump(connection: socket.socket, incoming: ssl.MemoryBIO, outgoing: ssl.Memo
 
 def say(stage: Stage, server: SocketAddress, data: bytes) -> tuple[bytes, bool]:
     """Say something; return what comes back and whether the end was a reset."""
-    with stage.near.connect(server) as connection:
-        try:
+    try:
+        # A denial by address may come before connect() has looked.
+        with stage.near.connect(server) as connection:
             connection.sendall(data)
             return received(connection), False
-        except ConnectionResetError:
-            return b"", True
+    except ConnectionResetError:
+        return b"", True
