@@ -26,6 +26,19 @@ __all__ = ["Authority", "Server", "serving", "serving_tls"]
 _NOW = dt.datetime.now(dt.timezone.utc)
 _DAY = dt.timedelta(days=1)
 
+# What Python 3.13 asks of an authority by default (VERIFY_X509_STRICT; RFC 5280 §4.2.1.3).
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class Authority:
     """Issues certificates.
@@ -42,9 +55,11 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _common_name("test authority")
         builder = _builder(self._name, self._name, self._key, _NOW - _DAY, _NOW + _DAY)
-        certificate = builder.add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
-        ).sign(self._key, hashes.SHA256())
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS_CERTIFICATES, critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
         self.cafile = str(directory / "authority.pem")
         (directory / "authority.pem").write_bytes(_pem(certificate))
 
@@ -79,6 +94,10 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         if purpose is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        issuer_key = (key if self_signed else self._key).public_key()
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
+        )
         for extension in more:
             builder = builder.add_extension(extension, critical=False)
         certificate = builder.sign(key if self_signed else self._key, hashes.SHA256())
@@ -111,6 +130,7 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 
 
