@@ -162,13 +162,12 @@ class SidecarService(service.Service):
             verifier = None
             if verify is not self._config.policy.verify:
                 verifier = self._verifier(verify, self._runtime, self._resolver)
+            steps = find_plugins(IDecisionStep, config.policy.steps)
         except SidecarError as error:
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
-        for key in ("verify", "steps"):
-            if getattr(config.policy, key) != getattr(self._config.policy, key):
-                self._log_reload.warn("policy.{key} takes a restart; it stays as it was", key=key)
         self._judge.policy = config.policy.build()
+        self._judge.steps = steps
         self._config = msgspec.structs.replace(self._config, policy=config.policy)
         if verifier is not None:
             self._judge.verifier = verifier
