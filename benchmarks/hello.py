@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.options import positive
 from benchmarks.processes import ROOT
 from benchmarks.stats import Figure, Samples, rotated, table
 from sidecar import __version__
@@ -53,19 +54,12 @@ class _Column:
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `hello` and its options."""
     parser = commands.add_parser("hello", help="ClientHellos parsed, beside mitmproxy's parser")
-    parser.add_argument("--rounds", type=_positive, default=15, help="how often (15)")
+    parser.add_argument("--rounds", type=positive, default=15, help="how often (15)")
     parser.add_argument(
-        "--passes", type=_positive, default=4, help=f"over the {_COUNT} hellos, per sample (4)"
+        "--passes", type=positive, default=4, help=f"over the {_COUNT} hellos, per sample (4)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here too")
     parser.set_defaults(run=_run)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def made_hellos(count: int = _COUNT) -> list[bytes]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import measures
+from benchmarks.options import positive
 from benchmarks.peek_peers import BARE, INTERCEPTED, PROXIES, SNI_HOST, Dialled, Proxy, nginx_origin
 from benchmarks.peers import DIRECT, HAPROXY, PEERS, Route
 from benchmarks.processes import HOST, StartError, free_port, running
@@ -66,8 +67,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "peek", help="relaying by a ClientHello's name beside HAProxy, nginx stream and sniproxy"
     )
-    parser.add_argument("--rounds", type=_positive, default=5, help="how often (5)")
-    parser.add_argument("--seconds", type=_positive, default=1, help="per measurement (1)")
+    parser.add_argument("--rounds", type=positive, default=5, help="how often (5)")
+    parser.add_argument("--seconds", type=positive, default=1, help="per measurement (1)")
     parser.add_argument(
         "--only",
         type=lambda text: [Measure(name) for name in text.split(",")],
@@ -90,13 +91,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here too")
     parser.set_defaults(run=_run)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def _proxy(name: str) -> Proxy:

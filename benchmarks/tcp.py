@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import measures, origins
+from benchmarks.options import positive
 from benchmarks.peers import DIRECT, HAPROXY, PEERS, Origin, Peer, serving
 from benchmarks.processes import StartError, output_of
 from benchmarks.stats import Figure, Samples, rotated, table
@@ -56,8 +57,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "tcp", help="the static TCP relay beside HAProxy, nginx stream and Twisted's portforward"
     )
-    parser.add_argument("--rounds", type=_positive, default=3, help="how often (3)")
-    parser.add_argument("--seconds", type=_positive, default=1, help="per measurement (1)")
+    parser.add_argument("--rounds", type=positive, default=3, help="how often (3)")
+    parser.add_argument("--seconds", type=positive, default=1, help="per measurement (1)")
     parser.add_argument(
         "--only",
         type=lambda text: [Measure(name) for name in text.split(",")],
@@ -80,13 +81,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here too")
     parser.set_defaults(run=_run)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def _peer(name: str) -> Peer:
