@@ -106,8 +106,12 @@ class Half:
 
     # Reading
 
-    def _pump(self) -> None:  # noqa: C901 - the hot path: a call saved is worth a branch
-        """Read from this socket and write to the peer, until one of them would block."""
+    def _pump(self, *, copying: bool = False) -> None:  # noqa: C901 - the hot path: a call saved is worth a branch
+        """Read from this socket and write to the peer, until one of them would block.
+
+        Args:
+            copying: However much a read brings, there is no pipe for a splice.
+        """
         if self._splicing:
             self._splice()
             return
@@ -137,20 +141,22 @@ class Half:
             if sent != count:
                 peer.keep(bytes(view[sent:count]))
                 return
-            if count == BUFFER_SIZE:
+            if count == BUFFER_SIZE and not copying:
                 self._splicing = True
                 self._splice()
                 return
             if self.watched:
                 return
 
-    def _splice(self) -> None:  # noqa: C901 - likewise
+    def _splice(self) -> None:  # noqa: C901, PLR0912 - likewise
         """As `_pump`, without the bytes entering this process."""
         pipes = self.relay.engine.pipes
         pipe = pipes.acquire()
         if pipe is None:
-            # No descriptors for a pipe; the next wake-up copies.
+            # No descriptors for a pipe; the next wake-up copies, where there is one.
             self._splicing = False
+            if not self.watched:
+                self._pump(copying=True)
             return
         peer = self.peer
         splice = os.splice

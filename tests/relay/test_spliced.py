@@ -198,6 +198,21 @@ class TestPipes:
         assert had <= len(got)
         assert scene.client.written[: len(got)] == got
 
+    def test_none_to_be_had_after_a_reset(self, begin: Begin, pipes: CountingPool) -> None:
+        """Nor does a reset client wait for a wake-up that nobody would bring."""
+        pipes.exhausted = True
+        scene = begin(buffers=SMALL_BUFFER * 16)
+        scene.client.send_until_stopped()
+        had = scene.client.acknowledged
+        scene.client.reset()
+        scene.turning.settle()
+        while scene.server.read_some():
+            # Room for more than a read brings, before the relay gets its turn.
+            pass
+        got = scene.server.read_to_reset()
+        assert had <= len(got)
+        assert scene.client.written[: len(got)] == got
+
     def test_splice_small_pipe(self, begin: Begin, pipes: CountingPool) -> None:
         """A pipe of the default size, all an unprivileged user may get, does as well."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
