@@ -17,11 +17,11 @@ from sidecar.config import (
     OpenFlows,
     PolicyConfig,
     Verify,
-    _convert,
     load,
     load_file,
     merge_flags,
 )
+from sidecar.config.checking import convert
 from sidecar.errors import ConfigError
 from sidecar.policy import Choice, Default, NameRule, Rule, parse_name_rule, parse_rule
 
@@ -507,7 +507,7 @@ class TestAnyTree:
     def test_value_or_config_error(self, raw: dict[str, object]) -> None:
         """Whatever the tree, the outcome is a Config or one ConfigError that names a key."""
         try:
-            config = _convert(raw, "file")
+            config = convert(raw, "file")
         except ConfigError as error:
             assert error.key  # noqa: PT017 - the other outcome is as good
         else:
