@@ -210,6 +210,17 @@ class TestProcess:
         (line,) = done.stderr.strip().splitlines()
         assert "sidecar.toml: outbound = 'transparent:15001:mode=x': mode=x" in line
 
+    def test_bad_authorities(self, tmp_path: Path) -> None:
+        """Likewise for authorities that can't be read."""
+        text = 'outbound = "transparent:15001"\n[policy]\nca_file = "missing.pem"\n'
+        (tmp_path / "sidecar.toml").write_text(text)
+        done = twistd(tmp_path, "--config", "sidecar.toml")
+        assert 1 == done.returncode
+        assert (
+            "twistd sidecar: sidecar.toml: policy.ca_file = 'missing.pem': "
+            "can't be read: No such file or directory\n"
+        ) == done.stderr
+
     @pytest.mark.parametrize("flag", ["--outbound", "--forward"])
     def test_taken(self, tmp_path: Path, flag: str) -> None:
         """A port that is taken is one line, and status 1, whoever's endpoint it is."""

@@ -109,7 +109,7 @@ def trust(path: str | None = None) -> SSL.Context:
         problem = getattr(error, "strerror", None) or str(error)
         raise TrustError(path, f"can't be read: {problem}") from None
     except SSL.Error:
-        raise TrustError(path, "has no certificate in PEM format") from None
+        raise TrustError(path, "has no certificate in PEM format, or a broken one") from None
     return context
 
 
@@ -201,6 +201,11 @@ class CertificateProber:
         waiting = probe.waiters.join()
         self._start()
         return waiting
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._probes)
 
     def close(self) -> None:
         """Give up every probe, and fail who waits. Flows that are to end otherwise have ended.
