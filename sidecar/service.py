@@ -19,7 +19,8 @@ from sidecar.errors import ConfigError, ListenError, SidecarError, TrustError
 from sidecar.extensions import find_plugins
 from sidecar.flow import ListenerKind
 from sidecar.interfaces import IDecisionStep, IFlowObserver, INamedObserver
-from sidecar.names.identity import CertificateProber, trust
+from sidecar.names.certificates import trust
+from sidecar.names.identity import CertificateProber
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.verifying import Certificate, Off, Redial, Verifier
 from sidecar.observe.several import Observers

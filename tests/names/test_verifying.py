@@ -25,7 +25,8 @@ from sidecar.errors import (
 )
 from sidecar.flow import FlowEnd
 from sidecar.loops import LoopGuard
-from sidecar.names.identity import CertificateProber, trust
+from sidecar.names.certificates import trust
+from sidecar.names.identity import CertificateProber
 from sidecar.names.resolving import INameResolver
 from sidecar.names.verifying import Certificate, IVerifier, Off, Redial, acceptable_answers
 from sidecar.relay.poller import Poller
