@@ -15,7 +15,7 @@ from sidecar.addresses import SocketAddress
 from sidecar.errors import CertificateMismatch, NameNotResolved, VerificationImpossible
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
 from sidecar.interfaces import IFlowObserver
-from sidecar.names.verifying import IVerifier
+from sidecar.names.verifying import Addresses, IVerifier
 from sidecar.policy import Default, Policy, parse_rule
 from sidecar.protocols.judging import Allowed, Judge, Judging
 from sidecar.runtime import Runtime
@@ -47,14 +47,14 @@ class Asked:
     def __init__(self) -> None:
         self.questions: list[tuple[str, SocketAddress]] = []
         self.cancelled = 0
-        self.answer: Deferred[SocketAddress] = Deferred(self._cancel)
+        self.answer: Deferred[Addresses] = Deferred(self._cancel)
 
     def _cancel(self, _: object) -> None:
         self.cancelled += 1
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Callable[[SocketAddress], bool]
-    ) -> Deferred[SocketAddress]:
+    ) -> Deferred[Addresses]:
         assert acceptable(address)
         self.questions.append((host, address))
         return self.answer
@@ -65,7 +65,7 @@ class Bug(Asked):
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Callable[[SocketAddress], bool]
-    ) -> Deferred[SocketAddress]:
+    ) -> Deferred[Addresses]:
         raise RuntimeError(host)
 
 
@@ -152,8 +152,8 @@ class TestVerified:
         turning.until(lambda: verifier.questions)
         assert [(NAME, DESTINATION)] == verifier.questions
         assert [] == scene.allowed
-        verifier.answer.callback(address)
-        expected = Allowed(scene.connection, scene.flow, address, HELLO, None)
+        verifier.answer.callback((address,))
+        expected = Allowed(scene.connection, scene.flow, (address,), HELLO, None)
         assert [expected] == scene.allowed
         assert (Verdict.ALLOW, "rule", f"{NAME} (file:1)") == (
             scene.flow.verdict,
@@ -304,7 +304,7 @@ class TestDecided:
         policy = Policy(default=Default.DENY, allow=[parse_rule("9.9.9.1")])
         judge = Judge(policy, verifier, silence=3600.0, patience=3600.0)
         scene = Scene(turning, stack, runtime, judge)
-        expected = Allowed(scene.connection, scene.flow, DESTINATION, b"", None)
+        expected = Allowed(scene.connection, scene.flow, (DESTINATION,), b"", None)
         assert [expected] == scene.allowed
 
     def test_early_upstream(
