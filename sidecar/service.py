@@ -21,6 +21,7 @@ from sidecar.flow import ListenerKind
 from sidecar.interfaces import IDecisionStep, IFlowObserver, INamedObserver
 from sidecar.names.certificates import trust
 from sidecar.names.identity import CertificateProber
+from sidecar.names.reactor import install
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.verifying import Certificate, Off, Redial, Verifier
 from sidecar.observe.several import Observers
@@ -77,6 +78,7 @@ class SidecarService(service.Service):
         self._ports: list[IListeningPort] = []
         self._runtime: Runtime | None = None
         self._resolver: SystemResolver | None = None
+        self._uninstall: Callable[[], None] | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -99,6 +101,8 @@ class SidecarService(service.Service):
             limits=config.limits,
         )
         self._resolver = resolver = SystemResolver(runtime.reactor, runtime.reactor)
+        # For forwards to host names, and whatever else Twisted's endpoints connect to.
+        self._uninstall = install(runtime.reactor, resolver)
         self._judge = judge = Judge(
             config.policy.build(),
             self._verifier(config.policy, runtime, resolver),
@@ -206,6 +210,9 @@ class SidecarService(service.Service):
         if self._runtime is not None:
             self._runtime.close()
             self._runtime = None
+        if self._uninstall is not None:
+            self._uninstall()
+            self._uninstall = None
         if self._resolver is not None:
             self._resolver.close()
             self._resolver = None
