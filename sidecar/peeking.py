@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import parse_authority, parse_host
@@ -27,6 +28,11 @@ _OTHER_THAN_TLS = frozenset({HelloReason.NOT_TLS})
 # Bytes of a record's header, which tell whether it is TLS; none later than these are
 # ever given to the other reader, so no more need to be kept.
 _TELLING = 5
+
+# Clients ask for the same names again: these many, each with its canonical form, no
+# longer than names are, in half a MiB.
+_MAX_KEPT = 254
+_kept_host = lru_cache(1024)(parse_host)
 
 
 class Peek:
@@ -93,7 +99,8 @@ class Peek:
         flow.ja4 = ja4(hello)
         flow.ech = hello.ech
         if hello.sni is not None:
-            self._name(hello.sni, HostSource.SNI, parse_host)
+            short = len(hello.sni) <= _MAX_KEPT
+            self._name(hello.sni, HostSource.SNI, _kept_host if short else parse_host)
 
     def _read_head(self, data: bytes) -> bool:
         head = self._head

@@ -121,11 +121,9 @@ class Certificate:
         accepted = _accepted(host, address, acceptable)
         if isinstance(accepted, Deferred):
             return accepted
-
-        def failed(failure: Failure) -> NoReturn:
-            _wrap(failure, host, address)
-
-        return self._prober.probe(host, address).addCallbacks(lambda _: accepted, failed)
+        return self._prober.probe(host, address).addCallbacks(
+            lambda _: accepted, _wrap, errbackArgs=(host, address)
+        )
 
 
 @implementer(IVerifier)
@@ -160,29 +158,34 @@ def acceptable_answers(
         `VerificationImpossible`. Nothing is raised.
     """
 
-    def filtered(answers: tuple[str, ...]) -> Addresses:
-        port = address.port
-        found = [SocketAddress(answer, port) for answer in answers]
-        good = tuple([each for each in found if acceptable(each)])
-        if not good:
-            shown = ", ".join(each.host for each in found[:_SHOWN])
-            raise AddressRefused(host, str(address), f"it resolves to {shown}, which is refused")
-        return good
-
-    def failed(failure: Failure) -> NoReturn:
-        _wrap(failure, host, address)
-
     known = resolver.recent(host)
     if known is None:
-        return resolver.resolve(host).addCallbacks(filtered, failed)
+        return resolver.resolve(host).addCallbacks(
+            _acceptable,
+            _wrap,
+            callbackArgs=(host, address, acceptable),
+            errbackArgs=(host, address),
+        )
     try:
-        return filtered(known)
+        return _acceptable(known, host, address, acceptable)
     except Exception:  # noqa: BLE001 - the caller's `acceptable`; it learns of it as of ours
         return fail()
 
 
 # Addresses in an error; a name may have hundreds.
 _SHOWN = 4
+
+
+def _acceptable(
+    answers: tuple[str, ...], host: str, address: SocketAddress, acceptable: Acceptable
+) -> Addresses:
+    port = address.port
+    found = [SocketAddress(answer, port) for answer in answers]
+    good = tuple([each for each in found if acceptable(each)])
+    if not good:
+        shown = ", ".join(each.host for each in found[:_SHOWN])
+        raise AddressRefused(host, str(address), f"it resolves to {shown}, which is refused")
+    return good
 
 
 def _accepted(
