@@ -39,14 +39,10 @@ class Peek:
     """Reads a client's first bytes into its flow's facts.
 
     Args:
-        flow: Gains protocol, host, host_from, alpn, ja4 and ech.
-
-    Attributes:
-        problem: Why the bytes can't be trusted to name a host, as a reason code;
-            None while nothing is wrong.
+        flow: Gains protocol, host, host_from, alpn, ja4, ech and problem.
     """
 
-    __slots__ = ("_flow", "_head", "_hello", "_seen", "problem")
+    __slots__ = ("_flow", "_head", "_hello", "_seen")
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -54,7 +50,6 @@ class Peek:
         self._head: HttpHeadReader | None = None
         # What the hello's reader has seen while it might still have been TLS.
         self._seen = b""
-        self.problem: str | None = None
 
     def feed(self, data: bytes) -> bool:
         """Read on.
@@ -86,7 +81,7 @@ class Peek:
         self._seen = b""
         if error.reason not in _OTHER_THAN_TLS:
             self._flow.protocol = Protocol.TLS
-            self.problem = f"hello_{error.reason.value}"
+            self._flow.problem = f"hello_{error.reason.value}"
             return True
         self._flow.protocol = Protocol.TCP
         self._head = HttpHeadReader()
@@ -111,7 +106,7 @@ class Peek:
         except HttpHeadError as error:
             if error.reason is not HttpHeadReason.NOT_HTTP:
                 self._flow.protocol = Protocol.HTTP
-                self.problem = f"http_{error.reason.value}"
+                self._flow.problem = f"http_{error.reason.value}"
             return True
         if request is None:
             return False
@@ -129,7 +124,7 @@ class Peek:
         try:
             host = parse(text)
         except AddressError:
-            self.problem = "invalid_host"
+            self._flow.problem = "invalid_host"
             return
         # An address is no name: the flow is judged by the address that it dialled.
         if isinstance(host, str):

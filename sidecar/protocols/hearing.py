@@ -63,12 +63,8 @@ class Hearing:
 
     # What comes of it
 
-    def _heard(self, problem: str | None) -> None:
-        """Go on: the flow has all the facts that it will have.
-
-        Args:
-            problem: Why what was said can't be trusted to name a host.
-        """
+    def _heard(self) -> None:
+        """Go on: the flow has all the facts that it will have."""
         raise NotImplementedError
 
     def _ran_out(self) -> None:
@@ -116,7 +112,7 @@ class Hearing:
                 # It speaks: from now on what counts is when it has said its name.
                 self._timer.reset(self._patience)
         if peek.feed(data):
-            self._peeked(peek)
+            self._peeked()
 
     def _waited(self) -> None:
         self._timer = None
@@ -127,13 +123,13 @@ class Hearing:
             self._peek = None
             self._ran_out()
         else:
-            self._peeked(peek)
+            self._peeked()
 
-    def _peeked(self, peek: Peek) -> None:
+    def _peeked(self) -> None:
         self._let_go()
         self._peek = None
         self._flow.names_known = True
-        self._heard(peek.problem)
+        self._heard()
 
     # The poller's side
 

@@ -96,7 +96,7 @@ class Judging(Pending):
         # must not hide for whom the connection is.
         self._read(peek)
         if self._peek is peek and not self._data:
-            self._peeked(peek)
+            self._peeked()
 
     def _looped(self) -> None:
         reason = FlowEnd.PROXY_LOOP_DETECTED

@@ -94,12 +94,12 @@ class Pending(Hearing):
 
     # What came of hearing
 
-    def _heard(self, problem: str | None) -> None:
+    def _heard(self) -> None:
         if self._denial is not None:
             self._deny(self._denial)
             return
-        if problem is not None:
-            self.deny(problem)
+        if self._flow.problem is not None:
+            self.deny(self._flow.problem)
             return
         try:
             self._names_known()

@@ -86,7 +86,7 @@ class PeekFactory(Factory):
         clock: For the waits.
         silence: Seconds that a client may stay silent.
         patience: Seconds from its first byte to its name; after that the connection is
-            given to the protocol as one without a name.
+            given to the protocol as one without a name, whose problem that is.
     """
 
     noisy = False
@@ -153,6 +153,8 @@ class _PeekingProtocol(Protocol):
 
     def _waited(self) -> None:
         self._timer = None
+        if self._data:
+            self._flow.problem = "peek_timeout"
         self._hand_over()
 
     def _hand_over(self) -> None:
