@@ -242,7 +242,11 @@ class SystemResolver:
 
     def _run(self) -> None:
         while (host := self._work.get()) is not None:
-            self._reactor.callFromThread(self._answered, host, self._look_up(host))
+            answer = self._look_up(host)
+            if self._closed:
+                # Nobody waits, and the reactor may be gone.
+                return
+            self._reactor.callFromThread(self._answered, host, answer)
 
     def _look_up(self, host: str) -> Hosts | DialError:
         try:

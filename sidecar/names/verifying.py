@@ -157,7 +157,6 @@ def acceptable_answers(
         else a Deferred of them, which fails with `AddressRefused` or
         `VerificationImpossible`. Nothing is raised.
     """
-
     known = resolver.recent(host)
     if known is None:
         return resolver.resolve(host).addCallbacks(
