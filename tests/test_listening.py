@@ -345,7 +345,9 @@ class TestDirect:
         port = listen(runtime, sockets, FOUND)
         owner = Owner()
         with connect(port) as client:
-            runtime.guard.add_upstream(SocketAddress.from_kernel(client.getsockname()), owner)
+            runtime.guard.add_upstream(
+                SocketAddress.from_kernel(client.getsockname()), ELSEWHERE, owner
+            )
             turning.until(lambda: owner.looped_times)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)

@@ -73,12 +73,34 @@ class TestLeadsBack:
 
 class TestUpstreams:
     def test_owner(self, guard: LoopGuard) -> None:
-        """A connection that comes from where we dialled is our own."""
+        """A connection between the addresses of one that we dialled is our own."""
         owner = Owner()
         local = SocketAddress("192.0.2.7", 40000)
-        guard.add_upstream(local, owner)
-        assert owner is guard.owner(SocketAddress("192.0.2.7", 40000))
-        assert guard.owner(SocketAddress("192.0.2.7", 40001)) is None
-        guard.remove_upstream(local)
-        assert guard.owner(local) is None
-        guard.remove_upstream(local)
+        dialled = SocketAddress("192.0.2.80", 443)
+        guard.add_upstream(local, dialled, owner)
+        assert owner is guard.owner(SocketAddress("192.0.2.7", 40000), dialled)
+        assert guard.owner(SocketAddress("192.0.2.7", 40001), dialled) is None
+        guard.remove_upstream(local, dialled)
+        assert guard.owner(local, dialled) is None
+        guard.remove_upstream(local, dialled)
+
+    def test_one_port_several_destinations(self, guard: LoopGuard) -> None:
+        """The kernel gives a port to several connections; each is known by both ends."""
+        one, other = Owner(), Owner()
+        local = SocketAddress("192.0.2.7", 40000)
+        first, second = SocketAddress("192.0.2.80", 443), SocketAddress("192.0.2.81", 443)
+        guard.add_upstream(local, first, one)
+        guard.add_upstream(local, second, other)
+        assert one is guard.owner(local, first)
+        assert other is guard.owner(local, second)
+        assert guard.owner(local, SocketAddress("192.0.2.82", 443)) is None
+        guard.remove_upstream(local, first)
+        assert other is guard.owner(local, second)
+
+    @pytest.mark.parametrize(("dialled", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
+    def test_unspecified(self, guard: LoopGuard, dialled: str, reached: str) -> None:
+        """What is dialled at no address is a connection to loopback."""
+        owner = Owner()
+        local = SocketAddress(reached, 40000)
+        guard.add_upstream(local, SocketAddress(dialled, 80), owner)
+        assert owner is guard.owner(local, SocketAddress(reached, 80))

@@ -31,7 +31,7 @@ class EarlyUpstream:
         looped: Called if the connection came back to one of our own listeners.
     """
 
-    __slots__ = ("_dial", "_local", "_runtime", "_sock", "_spoke", "looped")
+    __slots__ = ("_address", "_dial", "_local", "_runtime", "_sock", "_spoke", "looped")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class EarlyUpstream:
         self._runtime = runtime
         self._spoke = spoke
         self.looped = looped
+        self._address = address
         self._sock: socket.socket | None = None
         self._local: SocketAddress | None = None
         self._dial: Dial | None = None
@@ -54,7 +55,7 @@ class EarlyUpstream:
             return
         self._sock = outcome
         self._local = SocketAddress.from_kernel(outcome.getsockname())
-        self._runtime.guard.add_upstream(self._local, self)
+        self._runtime.guard.add_upstream(self._local, self._address, self)
         self._runtime.poller.register(outcome.fileno(), READ, self)
 
     def ready(self, events: int) -> None:  # noqa: ARG002 - data, end and error all count
@@ -79,7 +80,7 @@ class EarlyUpstream:
         if sock is not None:
             self._runtime.poller.unregister(sock.fileno())
             if self._local is not None:
-                self._runtime.guard.remove_upstream(self._local)
+                self._runtime.guard.remove_upstream(self._local, self._address)
         return sock
 
     def drop(self) -> None:

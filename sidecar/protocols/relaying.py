@@ -48,10 +48,10 @@ class Relaying:
         "_connecting",
         "_flow",
         "_joined",
-        "_local",
         "_runtime",
         "_side",
         "_to_upstream",
+        "_tracked",
         "_watched",
         "_when_ended",
     )
@@ -76,7 +76,7 @@ class Relaying:
         self._ahead = 0
         self._when_ended = ended
         self._joined: Joined | None = None
-        self._local: SocketAddress | None = None
+        self._tracked: tuple[SocketAddress, SocketAddress] | None = None
         self._watched = False
         if isinstance(side, RelayProtocol):
             runtime.poller.wards.add(self)
@@ -184,11 +184,12 @@ class Relaying:
             return
         self._unwatch()
         runtime = self._runtime
-        if runtime.guard.tracks_upstreams and isinstance(outcome, socket.socket):
-            self._local = SocketAddress.from_kernel(outcome.getsockname())
-            runtime.guard.add_upstream(self._local, self)
-        if self._to_upstream and isinstance(outcome, socket.socket):
-            self._send_ahead(outcome)
+        if isinstance(outcome, socket.socket):
+            if runtime.guard.tracks_upstreams and upstream is not None:
+                self._tracked = SocketAddress.from_kernel(outcome.getsockname()), upstream
+                runtime.guard.add_upstream(*self._tracked, self)
+            if self._to_upstream:
+                self._send_ahead(outcome)
         self._joined = Joined()
         start(
             runtime.engine,
@@ -215,8 +216,8 @@ class Relaying:
         flow = self._flow
         flow.sent = self._ahead + totals.sent
         flow.received = totals.received
-        if self._local is not None:
-            self._runtime.guard.remove_upstream(self._local)
+        if self._tracked is not None:
+            self._runtime.guard.remove_upstream(*self._tracked)
         self._ended(totals.end or FlowEnd.CLOSED)
 
     def _ended(self, end: FlowEnd) -> None:
