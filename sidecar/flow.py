@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.addresses import SocketAddress
     from sidecar.interfaces import IFlowObserver
 
@@ -26,6 +28,7 @@ __all__ = [
     "FlowEnd",
     "HostSource",
     "ListenerKind",
+    "Process",
     "Protocol",
     "Verdict",
 ]
@@ -88,6 +91,18 @@ class FlowEnd(Enum):
     SHUTDOWN = "shutdown"
 
 
+class Process(msgspec.Struct, frozen=True, gc=False):
+    """A program that runs.
+
+    Attributes:
+        pid: Its number, as this process sees it.
+        name: What it is called; its own choice, so escape it before showing it.
+    """
+
+    pid: int
+    name: str
+
+
 # Ids tell flows of one process apart by the counter and processes by the prefix.
 _process_prefix = urandom(4).hex()
 _serial = count(1)
@@ -121,8 +136,12 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         serial: Counts the flows of this process.
         verdict, reason, rule: What was decided, why (a stable code), and by
             which rule's text; reason is "default" where no rule was asked.
+        hint: With a denial, the text of an allow rule that would have allowed it; empty
+            if none would.
+        process: Who opened the connection; None where nobody looked, or it was gone.
         upstream: The address dialled; None if none was.
-        sent, received: Bytes from client to server, and back.
+        sent, received: Bytes from client to server, and back; known at the end.
+        counts: Tells both while the flow is being relayed; None before and after.
         end: How it ended; None while it lives.
         seconds: How long it lived; 0.0 while it does.
     """
@@ -146,9 +165,12 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     verdict: Verdict = Verdict.ALLOW
     reason: str = "default"
     rule: str | None = None
+    hint: str = ""
+    process: Process | None = None
     upstream: SocketAddress | None = None
     sent: int = 0
     received: int = 0
+    counts: Callable[[], tuple[int, int]] | None = None
     end: FlowEnd | None = None
     seconds: float = 0.0
 
@@ -166,6 +188,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         if self.end is not None:
             return
         self.end = end
+        self.counts = None
         self.seconds = time.monotonic() - self.started_monotonic
         if self.observer is not None:
             self.observer.flow_ended(self)

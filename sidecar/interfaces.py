@@ -24,6 +24,7 @@ __all__ = [
     "IDecisionStep",
     "IFlowObserver",
     "INamedObserver",
+    "IOpeningObserver",
     "IPeekedProtocol",
     "IRelayReactor",
     "ISocketFactory",
@@ -42,6 +43,22 @@ class IFlowObserver(Interface):
 
         Called once a flow, in the reactor thread; must not block and must not
         keep the flow's bytes. What it raises is logged and otherwise ignored.
+        """
+
+
+class IOpeningObserver(IFlowObserver):
+    """An observer that is told of connections when they begin, too."""
+
+    def flow_opened(flow: Flow) -> None:
+        """Take note of a connection that has just been accepted; nothing is decided yet.
+
+        Called once a flow, in the reactor thread, before `flow_ended`; must not block.
+        Not called for connections that are refused without a look. What it raises is
+        logged and otherwise ignored.
+
+        Args:
+            flow: Its source, destination and listener are set. May be kept until it
+                ends; ``counts`` says how it gets on.
         """
 
 

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from sidecar.addresses import SocketAddress
 from sidecar.destinations import NotIntercepted, OriginalDestination
 from sidecar.flow import Flow, FlowEnd, ListenerKind
-from sidecar.interfaces import IFlowObserver, ISocketFactory
+from sidecar.interfaces import IFlowObserver, IOpeningObserver, ISocketFactory
 from sidecar.relay.poller import READ
 from sidecar.relay.resets import reset
 
@@ -80,6 +80,7 @@ class FlowPort:
         self._sockets: ISocketFactory | None = ISocketFactory(factory, None)
         self._kind = ListenerKind.OUTBOUND if self._sockets is None else self._sockets.kind
         self._address = SocketAddress.from_kernel(sock.getsockname())
+        self._opening: IOpeningObserver | None = IOpeningObserver(runtime.observer, None)
         self._listening = False
         self._serial = 0
         self.refused = 0
@@ -178,6 +179,8 @@ class FlowPort:
             None if destination is None else destination.found_by,
             self,
         )
+        if self._opening is not None:
+            self._tell_of_opening(self._opening, flow)
         try:
             self._sockets.socket_accepted(connection, flow)
         except Exception:  # noqa: BLE001 - somebody else's code; see `failed`
@@ -224,6 +227,12 @@ class FlowPort:
         if destination is not None:
             transport.original_destination = destination
         protocol.makeConnection(transport)
+
+    def _tell_of_opening(self, observer: IOpeningObserver, flow: Flow) -> None:
+        try:
+            observer.flow_opened(flow)
+        except Exception:  # noqa: BLE001 - an observer can't be allowed to stop traffic
+            self._log.failure("bug in a flow observer")
 
     def flow_ended(self, flow: Flow) -> None:
         """One connection fewer is open; pass the word on."""

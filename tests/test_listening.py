@@ -17,7 +17,7 @@ from sidecar.addresses import SocketAddress
 from sidecar.config import Limits
 from sidecar.destinations import DestinationFinder, NotIntercepted, OriginalDestination
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
-from sidecar.interfaces import IFlowObserver, ISocketFactory
+from sidecar.interfaces import IFlowObserver, IOpeningObserver, ISocketFactory
 from sidecar.listening import FlowPort, twisted_address
 from sidecar.runtime import Runtime
 
@@ -47,6 +47,19 @@ class Observer:
         self.flows.append(flow)
         if self._react is not None:
             self._react()
+
+
+@implementer(IOpeningObserver)
+class EarlyObserver(Observer):
+    """Is told of beginnings, too, and raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[Flow] = []
+
+    def flow_opened(self, flow: Flow) -> None:
+        self.opened.append(flow)
+        raise ZeroDivisionError
 
 
 @implementer(ISocketFactory)
@@ -213,6 +226,21 @@ class TestSockets:
             turning.until(lambda: sockets.taken)
             sockets.close()
         assert 0 == runtime.admission.open
+        assert "ZeroDivisionError" in turning.failures.pop()
+        runtime.close()
+
+    def test_opening(self, turning: Turning) -> None:
+        """An observer of beginnings is told of a flow before anybody else; its bug is logged."""
+        observer = EarlyObserver()
+        runtime = make_runtime(turning, observer)
+        sockets = Sockets(runtime, lambda: seen.extend(observer.opened))
+        seen: list[Flow] = []
+        with connect(listen(runtime, sockets, FOUND)):
+            turning.until(lambda: sockets.taken)
+            ((_, flow),) = sockets.taken
+            assert ([flow], [], ELSEWHERE) == (seen, observer.flows, flow.destination)
+            sockets.close()
+        assert [flow] == observer.flows
         assert "ZeroDivisionError" in turning.failures.pop()
         runtime.close()
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from sidecar.interfaces import IFlowObserver
+from sidecar.interfaces import IFlowObserver, IOpeningObserver
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sidecar.flow import Flow
 
 __all__ = ["Observers"]
 
 
-@implementer(IFlowObserver)
+@implementer(IOpeningObserver)
 class Observers:
     """Several observers as one; a bug in one keeps nothing from the others.
 
@@ -29,14 +29,20 @@ class Observers:
 
     def __init__(self, observers: Sequence[IFlowObserver]) -> None:
         self._observers = tuple(observers)
+        self._opening = tuple(each for each in observers if IOpeningObserver.providedBy(each))
+
+    def flow_opened(self, flow: Flow) -> None:
+        """Tell each that wants to know."""
+        for observer in self._opening:
+            self._tell(observer.flow_opened, flow)
 
     def flow_ended(self, flow: Flow) -> None:
         """Tell each."""
         for observer in self._observers:
-            self._tell(observer, flow)
+            self._tell(observer.flow_ended, flow)
 
-    def _tell(self, observer: IFlowObserver, flow: Flow) -> None:
+    def _tell(self, tell: Callable[[Flow], None], flow: Flow) -> None:
         try:
-            observer.flow_ended(flow)
+            tell(flow)
         except Exception:  # noqa: BLE001 - somebody else's code
             self._log.failure("bug in a flow observer")

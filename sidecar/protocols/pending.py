@@ -120,6 +120,7 @@ class Pending(Hearing):
             # Nobody has allowed it.
             flow.reason = "not_judged"
             flow.rule = None
+            flow.hint = ""
         else:
             end = self._denial.end
         if self._asking is not None:
@@ -197,6 +198,7 @@ class Pending(Hearing):
         flow.verdict = Verdict.DENY
         flow.reason = denial.reason
         flow.rule = denial.rule
+        flow.hint = denial.hint
         judge = self._judge
         self._listen(min(judge.silence, DENIAL_SILENCE), judge.patience)
 
@@ -208,6 +210,7 @@ class Pending(Hearing):
         flow.verdict = Verdict.DENY
         flow.reason = denial.reason
         flow.rule = denial.rule
+        flow.hint = denial.hint
         advice = f"; to allow it: {denial.hint}" if denial.hint else ""
         refuse(
             self._connection,

@@ -191,6 +191,7 @@ class Relaying:
             if self._to_upstream:
                 self._send_ahead(outcome)
         self._joined = Joined()
+        flow.counts = self._counts
         start(
             runtime.engine,
             self._side,
@@ -211,6 +212,10 @@ class Relaying:
                 self._to_upstream = self._to_upstream[self._ahead :]
 
     # The two are joined
+
+    def _counts(self) -> tuple[int, int]:
+        totals = None if self._joined is None else self._joined.totals
+        return (self._ahead, 0) if totals is None else (self._ahead + totals.sent, totals.received)
 
     def _relayed(self, totals: Totals) -> None:
         flow = self._flow

@@ -4,7 +4,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from sidecar.flow import Flow, ListenerKind
-from sidecar.interfaces import IFlowObserver
+from sidecar.interfaces import IFlowObserver, IOpeningObserver
 from sidecar.observe.several import Observers
 
 
@@ -31,3 +31,28 @@ def test_all_are_told() -> None:
     flow = Flow(ListenerKind.OUTBOUND, None, None, None)
     observers.flow_ended(flow)
     assert [[flow]] * 3 == [recorder.flows for recorder in recorders]
+
+
+@implementer(IOpeningObserver)
+class EarlyRecorder(Recorder):
+    """Wants to know of beginnings, too."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        super().__init__(broken=broken)
+        self.opened: list[Flow] = []
+
+    def flow_opened(self, flow: Flow) -> None:
+        """Take note."""
+        self.opened.append(flow)
+        if self._broken:
+            raise ZeroDivisionError
+
+
+def test_beginnings() -> None:
+    """Who wants to know of beginnings is told, also after one that fails; others aren't."""
+    early = EarlyRecorder(broken=True), EarlyRecorder()
+    observers = Observers((early[0], Recorder(), early[1]))
+    assert verifyObject(IOpeningObserver, observers)
+    flow = Flow(ListenerKind.OUTBOUND, None, None, None)
+    observers.flow_opened(flow)
+    assert [[flow]] * 2 == [recorder.opened for recorder in early]

@@ -341,10 +341,11 @@ class TestDeniedByAddress:
         assert protocol is scene.flow.protocol
 
     def test_hint(self, scene: Scene) -> None:
-        """A 403 names the rule that would allow it."""
+        """A 403 names the rule that would allow it, and so does the flow."""
         scene.client.say(REQUEST)
         answer = scene.client.read_to_end()
         assert answer.endswith(b"sidecar: denied: default; to allow it: 9.9.9.1:443\n")
+        assert "9.9.9.1:443" == scene.flow.hint
 
     def test_said_before(
         self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge

@@ -43,7 +43,7 @@ class TestReadBefore:
     def test_delivered(
         self, turning: Turning, runtime: Runtime, stack: ExitStack, size: int
     ) -> None:
-        """Whether or not the server's buffer takes it at once; and it is counted."""
+        """Whether or not the server's buffer takes it at once; and it is counted all along."""
         near, connection = tcp_pair()
         far, upstream = tcp_pair(SMALL_BUFFER)
         client, server = Peer(turning, near, 1), Peer(turning, far, 2)
@@ -56,10 +56,13 @@ class TestReadBefore:
         client.send(1000)
         client.half_close()
         assert read + client.written == server.read_to_end()
+        assert flow.counts is not None
+        assert (size + 1000, 0) == flow.counts()
         server.say(b"answer")
         server.half_close()
         assert b"answer" == client.read_to_end()
         turning.until(lambda: flow.end)
+        assert flow.counts is None
         assert (FlowEnd.CLOSED, size + 1000, 6, address) == (
             flow.end,
             flow.sent,
