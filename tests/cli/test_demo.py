@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -25,7 +24,6 @@ from sidecar.cli.demo.checks import Happened, faults
 from sidecar.cli.demo.origins import Visit
 from sidecar.cli.demo.proxy import LogLine, Proxy, ProxyError
 from sidecar.cli.demo.scenes import Meets, Scene, origins, scenes
-from sidecar.cli.demo.sockets import belongs_to
 
 # Seconds. "Well under ten" on a machine that has something else to do as well.
 PATIENCE = 60
@@ -331,18 +329,3 @@ class TestProxy:
                 started.wait_until_it_listens()
         finally:
             started.kill()
-
-
-class TestBelongsTo:
-    @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-    def test_own(self, host: str) -> None:
-        """A socket is found with its holder, by both its ends, in both families."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, 0), family=family) as listener:
-            with socket.create_connection(listener.getsockname()[:2]) as client:
-                local = SocketAddress.from_kernel(client.getsockname())
-                remote = SocketAddress.from_kernel(client.getpeername())
-                assert belongs_to(os.getpid(), local, remote)
-                assert not belongs_to(os.getppid(), local, remote)
-            elsewhere = SocketAddress(host, 1)
-            assert not belongs_to(os.getpid(), local, elsewhere)

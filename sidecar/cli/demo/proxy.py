@@ -11,9 +11,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from sidecar.cli.demo import children, sockets
+from sidecar.cli.demo import children
 from sidecar.errors import SidecarError
 from sidecar.linux.netfilter.alive import listens
+from sidecar.linux.processes import belongs_to
 
 if TYPE_CHECKING:
     from sidecar.addresses import SocketAddress
@@ -96,7 +97,7 @@ class Proxy:
 
     def holds(self, local: SocketAddress, remote: SocketAddress) -> bool:
         """Whether the socket with these two ends is the proxy's."""
-        return sockets.belongs_to(self.pid, local, remote)
+        return belongs_to(self.pid, local, remote)
 
     def next_line(self, wait: float) -> LogLine | None:
         """The access log's next line.

@@ -16,7 +16,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-__all__ = ["Message", "Reply", "dump", "transact"]
+__all__ = ["Message", "Reply", "dump", "split", "transact"]
 
 # linux/netlink.h
 NETLINK_ROUTE = 0
@@ -102,7 +102,7 @@ def transact(protocol: int, messages: list[Message]) -> None:
         # The kernel answers within send(), so all there will ever be is there.
         while True:
             try:
-                replies = _split(sock.recv(_RECEIVE_OCTETS, socket.MSG_DONTWAIT))
+                replies = split(sock.recv(_RECEIVE_OCTETS, socket.MSG_DONTWAIT))
             except BlockingIOError:
                 return
             for reply in replies:
@@ -135,7 +135,7 @@ _RECEIVE_OCTETS = 256 * 1024
 def _collect(sock: socket.socket, message: Message) -> list[Reply]:
     found: list[Reply] = []
     while True:
-        for reply in _split(sock.recv(_RECEIVE_OCTETS)):
+        for reply in split(sock.recv(_RECEIVE_OCTETS)):
             if reply.kind == NLMSG_DONE:
                 return found
             if reply.kind == NLMSG_ERROR:
@@ -146,7 +146,8 @@ def _collect(sock: socket.socket, message: Message) -> list[Reply]:
             found.append(reply)
 
 
-def _split(datagram: bytes) -> list[Reply]:
+def split(datagram: bytes) -> list[Reply]:
+    """Take apart what the kernel sent at once; what is cut short is left out."""
     replies = []
     offset = 0
     while offset + _HEADER.size <= len(datagram):
