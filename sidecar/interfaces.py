@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from sidecar.flow import Flow
+    from sidecar.lookups import Lookup
 
 __all__ = [
+    "IDNSObserver",
     "IDecisionStep",
     "IFlowObserver",
     "INamedObserver",
@@ -59,6 +61,17 @@ class IOpeningObserver(IFlowObserver):
         Args:
             flow: Its source, destination and listener are set. May be kept until it
                 ends; ``counts`` says how it gets on.
+        """
+
+
+class IDNSObserver(Interface):
+    """Somebody who is told of each DNS question of a program (terminal view, log)."""
+
+    def lookup_ended(lookup: Lookup) -> None:
+        """Take note of a question that has just been answered, or refused.
+
+        Called once a question, in the reactor thread; must not block. What it raises is
+        logged and otherwise ignored.
         """
 
 

@@ -1,0 +1,15 @@
+"""The name server of `sidecar exec`: every DNS question of a program, judged and answered.
+
+    sockets     the sockets that it is asked through, made where the program is
+    udp, tcp    how questions come and answers go
+    server      from a question to its answer
+    messages    the wire: twisted.names' records, our own limits
+    questions   what is answered here, what is refused, what is asked further
+    filtering   what of an answer is passed on
+    forwarding  asking the host's own name servers; asking is one question of them
+    resolvconf  who those are
+    service     all of it, started and stopped
+
+Nothing here is imported by this package itself: `sockets` is loaded where Twisted is not.
+docs/reference/dns.md is the description for users.
+"""
