@@ -41,6 +41,7 @@ class ListenerKind(Enum):
     INBOUND = "inbound"
     SNI_PROXY = "sni-proxy"
     FORWARD = "forward"
+    EXEC = "exec"
 
 
 class DestinationSource(Enum):
@@ -64,6 +65,7 @@ class HostSource(Enum):
 
     SNI = "sni"
     HOST = "host"
+    DNS = "dns"  # the name that the address was answered for
 
 
 class Verdict(Enum):

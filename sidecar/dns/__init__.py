@@ -1,6 +1,5 @@
 """The name server of `sidecar exec`: every DNS question of a program, judged and answered.
 
-    sockets     the sockets that it is asked through, made where the program is
     udp, tcp    how questions come and answers go
     server      from a question to its answer
     messages    the wire: twisted.names' records, our own limits
@@ -10,6 +9,5 @@
     resolvconf  who those are
     service     all of it, started and stopped
 
-Nothing here is imported by this package itself: `sockets` is loaded where Twisted is not.
-docs/reference/dns.md is the description for users.
+The sockets are made by `sidecar.sandbox.listeners`, where the program is. docs/reference/dns.md is the description for users.
 """

@@ -146,7 +146,7 @@ class Message(dns.Message):
 
     def lookupRecordType(self, type: int) -> type[dns.IEncodableRecord]:  # noqa: A002 - Twisted's
         """Which class understands a type."""
-        return _UNDERSTOOD.get(type, dns.UnknownRecord)  # type: ignore[return-value]
+        return _UNDERSTOOD.get(type, dns.UnknownRecord)
 
 
 class QuestionError(ValueError):

@@ -76,7 +76,9 @@ def start_dns(
         runtime: Of this process.
         policy: Tells which policy is in force.
         served: Takes note of every address that is given out.
-        udp, tcp: As `sidecar.dns.sockets` makes them; ours from here on.
+        udp: Bound to port 53, of one family each, and telling where datagrams were sent to
+            (`linux.pktinfo`): an answer's port is its socket's. Ours from here on.
+        tcp: Listening. Ours from here on.
         observer: Told of every question.
         servers: Tells whom to ask; None for the host's (/etc/resolv.conf).
     """
@@ -89,5 +91,6 @@ def start_dns(
     for sock in tcp:
         # The reactor takes a duplicate.
         with sock:
+            sock.setblocking(False)
             ports.append(reactor.adoptStreamPort(sock.fileno(), sock.family, streams))
     return RunningDNS(forwarder, datagrams, streams, ports)

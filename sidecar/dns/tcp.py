@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import ServerFactory, connectionDone
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
+from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
 from sidecar.dns.messages import MAX_QUERY
@@ -61,6 +63,7 @@ class StreamServerFactory(ServerFactory):
             stream.abort()
 
 
+@implementer(IPushProducer)
 class _Stream(Int16StringReceiver, TimeoutMixin):
     """One connection."""
 

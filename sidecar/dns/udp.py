@@ -21,6 +21,8 @@ __all__ = ["DatagramServer"]
 # Datagrams taken at a time; others get their turn in between. What doesn't fit into the
 # socket's buffer meanwhile is lost, and asked again by its sender.
 _PER_WAKEUP = 64
+# Bytes, where the kernel allows it (net.core.rmem_max). A question takes some 800 of it.
+_BUFFER = 1 << 20
 
 
 class DatagramServer:
@@ -28,7 +30,7 @@ class DatagramServer:
 
     Args:
         poller: Watches it.
-        sock: Bound, non-blocking, as `sockets.listen_udp` makes it; ours from here on.
+        sock: Bound, telling destinations (`linux.pktinfo`); ours from here on.
         answerer: Answers.
     """
 
@@ -36,6 +38,8 @@ class DatagramServer:
         self._poller = poller
         self._socket = sock
         self._answerer = answerer
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         poller.register(sock.fileno(), READ, self)
 
     def ready(self, events: int) -> None:  # noqa: ARG002 - errors show in recvmsg()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.flow import HostSource
+from sidecar.names.served import name_of
 from sidecar.policy import Outcome
 from sidecar.protocols.lingering import Lingerers
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from sidecar.flow import Flow
     from sidecar.interfaces import IDecisionStep
+    from sidecar.names.served import Served
     from sidecar.names.verifying import Addresses, IVerifier
     from sidecar.policy import Policy
     from sidecar.protocols.relaying import Relaying
@@ -53,6 +56,7 @@ class Judge:
         patience: Seconds from a client's first byte to its name; absolute.
         steps: Asked of every flow that the policy allows.
         deadline: Seconds that each step may take.
+        served: What our own DNS has answered: names the flows that say no name themselves.
 
     Attributes:
         open: The judged flows that are being relayed, by serial number.
@@ -68,6 +72,7 @@ class Judge:
         patience: float,
         steps: Sequence[IDecisionStep] = (),
         deadline: float = _DEADLINE,
+        served: Served | None = None,
     ) -> None:
         self.policy = policy
         self.verifier = verifier
@@ -75,8 +80,17 @@ class Judge:
         self.patience = patience
         self.steps = steps
         self.deadline = deadline
+        self.served = served
         self.open: dict[int, tuple[Flow, Relaying]] = {}
         self.lingerers = Lingerers()
+
+    def name(self, flow: Flow) -> None:
+        """Give a flow the name that its address was answered for, until it says another."""
+        if self.served is None or flow.destination is None or flow.host is not None:
+            return
+        flow.host = name_of(self.served, self.policy, flow.destination)
+        if flow.host is not None:
+            flow.host_from = HostSource.DNS
 
     def relayed(self, flow: Flow, relaying: Relaying) -> None:
         """Take note of a judged flow that is being relayed, until it ends."""

@@ -51,6 +51,7 @@ class Judging(Pending):
     ) -> None:
         super().__init__(runtime, judge, connection, flow, allowed)
         self._early: EarlyUpstream | None = None
+        judge.name(flow)
         self._decide()
 
     def _decide(self) -> None:
@@ -65,7 +66,8 @@ class Judging(Pending):
             return
         destination = flow.destination
         if outcome is not Outcome.ALLOW or destination is None:
-            denial = Denial(decision.reason.value, decision.rule_with_place, decision.hint)
+            hint = decision.hint if flow.names_known else self._hint(decision.hint)
+            denial = Denial(decision.reason.value, decision.rule_with_place, hint)
             if flow.names_known:
                 self._deny(denial)
             else:
@@ -79,6 +81,16 @@ class Judging(Pending):
             self._allow((destination,))
 
     _names_known = _decide
+
+    def _hint(self, hint: str) -> str:
+        """What would allow a flow that is denied before it is heard: by its name, if it has one."""
+        flow = self._flow
+        address = flow.destination
+        if not hint or flow.host is None or address is None:
+            return hint
+        policy = self._judge.policy
+        named = policy.judge(address.host, address.port, host=flow.host, protocol=Protocol.TCP)
+        return named.hint or hint
 
     def _dial_early(self) -> None:
         address = self._flow.destination
