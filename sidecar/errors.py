@@ -26,6 +26,7 @@ and what to do, in one line, and the facts are attributes.
     │   └── RulesPrivilegeError     … for want of a capability
     ├── NamespaceError          a namespace that can't be made; knows the cure
     ├── ExtensionError          a plugin that is asked for and not installed
+    ├── SummaryError            a summary that can't be written to its file
     └── TrustError              a file of certificate authorities that can't be used
 """
 
@@ -57,6 +58,7 @@ __all__ = [
     "RulesError",
     "RulesPrivilegeError",
     "SidecarError",
+    "SummaryError",
     "TrustError",
     "VerificationError",
     "VerificationImpossible",
@@ -299,6 +301,23 @@ class ExtensionError(SidecarError):
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
         return f"no plugin is called {self.name!r} (installed: {known})"
+
+
+class SummaryError(SidecarError):
+    """A summary that can't be written to the file that it is wanted in.
+
+    Args:
+        path: The file.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"--summary-file {self.path}: {self.problem}"
 
 
 class TrustError(SidecarError):

@@ -1,0 +1,134 @@
+"""All that is shown of one run: lines while it lasts, a summary at its end."""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import succeed
+from zope.interface import implementer
+
+from sidecar.errors import SummaryError
+from sidecar.interfaces import IDNSObserver
+from sidecar.observe.processes import ProcessNames
+from sidecar.observe.summary import Format, write_summary
+from sidecar.observe.tally import Tally
+from sidecar.observe.terminal import TerminalView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IReactorTime
+
+    from sidecar.addresses import SocketAddress
+    from sidecar.flow import Process
+    from sidecar.interfaces import IFlowObserver
+    from sidecar.lookups import Lookup
+    from sidecar.observe.styles import Look
+
+__all__ = ["View"]
+
+
+@implementer(IDNSObserver)
+class View:
+    """What is shown of one run.
+
+    Args:
+        descriptor: Where; stays the caller's.
+        reactor: Times the lines.
+        look: How lines look.
+        form: How the summary is written.
+        quiet: Whether to show no lines, but the summary.
+        path: The file that the summary is appended to; None for `descriptor`.
+        find_process: Finds who opened a connection, by both its ends; None if nobody can.
+
+    Raises:
+        SummaryError: The summary's file can't be written.
+
+    Attributes:
+        observers: To be told of flows, in this order.
+        tally: Counts them.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        reactor: IReactorTime,
+        look: Look,
+        form: Format,
+        *,
+        quiet: bool = False,
+        path: str | None = None,
+        find_process: Callable[[SocketAddress, SocketAddress], Process | None] | None = None,
+    ) -> None:
+        self._descriptor = descriptor
+        self._look = look
+        self._form = form
+        self._path = path
+        if path is not None:
+            # Said before anything is run.
+            _append(path, "")
+        self._terminal = None if quiet else TerminalView(descriptor, reactor, look)
+        self.tally = Tally()
+        observers: list[IFlowObserver] = []
+        if find_process is not None:
+            observers.append(ProcessNames(find_process))
+        observers.append(self.tally)
+        if self._terminal is not None:
+            observers.append(self._terminal)
+        self.observers: Sequence[IFlowObserver] = tuple(observers)
+
+    def lookup_ended(self, lookup: Lookup) -> None:
+        """Take note of a DNS question that was answered or refused."""
+        self.tally.lookup_ended(lookup)
+        if self._terminal is not None:
+            self._terminal.lookup_ended(lookup)
+
+    def stop(self) -> Deferred[None]:
+        """Show the last lines; call it when the command is over and its flows have ended.
+
+        Returns:
+            Fires with None within some seconds; never fails.
+        """
+        return succeed(None) if self._terminal is None else self._terminal.stop()
+
+    def finish(self, command: Sequence[str], status: int | None) -> None:
+        """Write the summary; call it last, without the reactor: it may have to wait.
+
+        Args:
+            command: What was run.
+            status: Its exit status; None if there is none.
+
+        Raises:
+            SummaryError: The summary's file can't be written any more.
+        """
+        look = self._look if self._path is None else self._look._replace(color=False, width=None)
+        text = write_summary(self.tally.summary(command, status), self._form, look)
+        if self._path is None:
+            # A reader that has gone is no reason for another exit status.
+            with suppress(OSError):
+                _write_all(self._descriptor, text.encode("utf-8", "backslashreplace"))
+        elif text:
+            _append(self._path, text)
+
+
+def _append(path: str, text: str) -> None:
+    try:
+        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise SummaryError(path, error.strerror or str(error)) from None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write it, also where the command has made our terminal non-blocking."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    while data:
+        poll.poll()
+        with suppress(BlockingIOError):
+            data = data[os.write(descriptor, data) :]
