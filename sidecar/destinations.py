@@ -65,7 +65,7 @@ class DestinationFinder:
     """
 
     def __init__(self, mode: InterceptMode, port: int, *, transparent: bool) -> None:
-        self._port = port
+        self.port = port
         self._tproxy = transparent and mode is not InterceptMode.REDIRECT
         self._redirect = mode is not InterceptMode.TPROXY
 
@@ -79,7 +79,7 @@ class DestinationFinder:
             source: The peer's address, unwrapped.
         """
         local = SocketAddress.from_kernel(connection.getsockname())
-        if self._tproxy and local.port != self._port:
+        if self._tproxy and local.port != self.port:
             return OriginalDestination(local, DestinationSource.TPROXY)
         if self._redirect:
             try:

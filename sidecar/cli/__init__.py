@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _SUBCOMMANDS = {
+    "exec": "run a command with every connection of its seen, judged and relayed, without root",
     "rules": "show, apply, check or remove the rules that route connections into sidecar",
     "policy": "check a file's rules, or say what they do with a connection and why",
     "demo": "see interception at work in a namespace of its own, with no internet",
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(f"sidecar.cli.{name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        subparsers.choices[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = parsed.run(parsed)
     except SidecarError as error:

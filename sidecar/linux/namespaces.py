@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv6Address, IPv6Network
 
-__all__ = ["enter_network_namespace", "explain_refusal", "set_up_loopback"]
+__all__ = [
+    "enter_network_namespace",
+    "explain_refusal",
+    "has_capabilities",
+    "set_up_loopback",
+]
 
 # linux/sched.h
 _CLONE_NEWUSER = 0x10000000
@@ -75,11 +80,11 @@ def enter_network_namespace() -> bool:
         NamespaceError: Refused; says by what, and what to do. The process may have
             got half-way and is best ended.
     """
-    if os.geteuid() == 0 and _has(_CAP_SYS_ADMIN) and _has(_CAP_NET_ADMIN):
+    if os.geteuid() == 0 and has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN):
         _unshare(_CLONE_NEWNET)
         return False
     uid, gid = os.geteuid(), os.getegid()
-    may_map = uid != 0 or _has(_CAP_SETFCAP)
+    may_map = uid != 0 or has_capabilities(_CAP_SETFCAP)
     _unshare(_CLONE_NEWUSER)
     try:
         # Whoever may leave groups could get at files that a group is barred from:
@@ -158,6 +163,12 @@ def explain_refusal(number: int, *, user: bool, proc: Path = _PROC) -> Namespace
     )
 
 
+def has_capabilities(*capabilities: int) -> bool:
+    """Whether this process has all of these (linux/capability.h) in effect."""
+    effective = int(_status(_PROC).get("CapEff", "0"), 16)
+    return all(effective >> capability & 1 for capability in capabilities)
+
+
 def _limit_reached(kind: str, name: str, proc: Path) -> NamespaceError:
     limit = _read(proc / "sys/user" / name)
     more = f"allow some: sysctl -w user.{name}=15000"
@@ -202,10 +213,6 @@ def _read(path: Path) -> str | None:
 def _status(proc: Path) -> dict[str, str]:
     lines = (_read(proc / "self/status") or "").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _has(capability: int) -> bool:
-    return bool(int(_status(_PROC).get("CapEff", "0"), 16) >> capability & 1)
 
 
 def _unshare(flag: int) -> None:

@@ -1,0 +1,129 @@
+"""`sidecar exec -- CMD`: run a command with every connection of its seen, judged and relayed.
+
+    (here)     the options; what happens in which order
+    serving    what runs in the reactor while the command runs
+    reporting  what is said of it, and where
+
+Nothing here imports Twisted: the sandbox is forked first, and made while we import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from sidecar.errors import SidecarError
+
+if TYPE_CHECKING:
+    from sidecar.cli.exec.plan import Plan
+    from sidecar.sandbox.starting import Started
+
+__all__ = ["add_arguments", "run"]
+
+OWN_FAILURE = 125
+_BY_SIGNAL = 128
+
+_DESCRIPTION = """\
+Run a command in a network namespace of its own, without root, so that every connection
+that it or its children make is intercepted, judged by the policy and relayed. There is
+no way round it: what is denied, or is neither TCP nor DNS, goes nowhere.
+"""
+_EPILOG = """\
+exit status: the command's; 128+N if signal N ended it; 125 if sidecar itself failed,
+126 if the command can't be executed, 127 if it isn't found; 77 with --fail-on-deny if
+anything was denied
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.usage = "sidecar exec [OPTION]... -- CMD [ARGUMENT]..."
+    # As env(1) and timeout(1) have it: 2 may be the command's own.
+    parser.error = _usage_error  # type: ignore[method-assign]
+    policy = parser.add_argument_group("policy")
+    policy.add_argument("--allow", metavar="RULE", action="append", default=[], help="a rule")
+    policy.add_argument("--deny", metavar="RULE", action="append", default=[], help="a rule")
+    policy.add_argument(
+        "--default",
+        metavar="WHAT",
+        help="for what no rule matches: allow, deny or public, which allows what is"
+        " globally reachable (default: public)",
+    )
+    policy.add_argument("--policy", metavar="FILE", help="TOML, as for twistd sidecar --config")
+    policy.add_argument(
+        "--fail-on-deny", action="store_true", help="exit with 77 if anything was denied"
+    )
+    report = parser.add_argument_group("report")
+    report.add_argument(
+        "--log", metavar="FILE|fd:N", help="write a JSON line for each connection's end"
+    )
+    amount = report.add_mutually_exclusive_group()
+    amount.add_argument("-q", "--quiet", action="store_true", help="say less")
+    amount.add_argument("-v", "--verbose", action="store_true", help="say more")
+    parser.add_argument("cmd", metavar="CMD", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status.
+    """
+    command = arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd
+    if not command:
+        _usage_error("no command is given")
+    try:
+        return _run(arguments, command)
+    except SidecarError as error:
+        print(f"sidecar exec: {error}", file=sys.stderr)
+        return OWN_FAILURE
+
+
+def _run(arguments: argparse.Namespace, command: list[str]) -> int:
+    from sidecar.sandbox.starting import start
+
+    started = start(command)
+    try:
+        from sidecar.cli.exec import plan as planning
+
+        plan = planning.Plan.of(arguments)
+    except BaseException:
+        started.abandon()
+        raise
+    started.wait()
+    interrupted = started.pending()
+    if interrupted is not None:
+        started.abandon()
+        return _BY_SIGNAL + interrupted
+    _let_go_of_input()
+    started.go()
+    # The command runs. What it connects to meanwhile waits in the listeners.
+    return _serve(started, plan)
+
+
+def _serve(started: Started, plan: Plan) -> int:
+    from sidecar.cli.exec.serving import serve
+
+    return serve(started, plan)
+
+
+def _let_go_of_input() -> None:
+    """Leave standard input and output to the command: others should notice when it closes them."""
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in (0, 1):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _usage_error(message: str) -> NoReturn:
+    print(
+        f"sidecar exec: {message} (usage: sidecar exec [OPTION]... -- CMD...; see --help)",
+        file=sys.stderr,
+    )
+    raise SystemExit(OWN_FAILURE)

@@ -1,0 +1,179 @@
+"""What runs in the reactor while the command runs: the proxy, DNS, and who watches them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, cast
+
+from twisted.internet import defer
+from twisted.internet import reactor as installed_reactor
+from twisted.logger import Logger
+
+from sidecar.cli.exec.reporting import Denials, report_errors
+from sidecar.config import Verify
+from sidecar.dns.service import start_dns
+from sidecar.extensions import find_plugins
+from sidecar.flow import ListenerKind
+from sidecar.interfaces import IDecisionStep, INamedObserver
+from sidecar.names.resolving import SystemResolver
+from sidecar.names.served import Served, ServedFirst, hosts_file
+from sidecar.names.verifying import Off, Redial
+from sidecar.observe.access_log import AccessLog
+from sidecar.observe.several import Observers
+from sidecar.policy import Default
+from sidecar.protocols.judge import Judge
+from sidecar.protocols.tcp import TransparentRelayFactory
+from sidecar.runtime import Runtime
+from sidecar.sandbox.outside import Sandbox
+from sidecar.sandbox.serving import serve_inside
+
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase
+    from twisted.python.failure import Failure
+
+    from sidecar.cli.exec.plan import Plan
+    from sidecar.interfaces import IFlowObserver, IRelayReactor
+    from sidecar.names.verifying import IVerifier
+    from sidecar.sandbox.starting import Started
+
+__all__ = ["serve"]
+
+DRAIN = 2.0
+"""Seconds that connections may take to end after the last process inside has: what it
+sent is on its way, and mostly the other side closes at once."""
+_DRAIN_LOOK = 0.005
+
+_OWN_FAILURE = 125
+_DENIED = 77
+
+
+def serve(started: Started, plan: Plan) -> int:
+    """Serve the sandbox until it is over.
+
+    Args:
+        started: Let go.
+        plan: What to do.
+
+    Returns:
+        The exit status.
+    """
+    reactor = cast("IRelayReactor", installed_reactor)
+    report_errors(plan.verbosity)
+    session = _Session(reactor, started, plan)
+    reactor.callWhenRunning(session.start)
+    # Signals are the sandbox's affair.
+    cast("ReactorBase", reactor).run(installSignalHandlers=False)
+    return session.status
+
+
+class _Session:
+    """One run of a command.
+
+    Args:
+        reactor: Where everything belongs.
+        started: The sandbox.
+        plan: What to do.
+
+    Attributes:
+        status: The exit status, once the reactor has stopped.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IRelayReactor, started: Started, plan: Plan) -> None:
+        self._reactor = reactor
+        self._plan = plan
+        self._started = started
+        self.status = _OWN_FAILURE
+        self._denials = Denials()
+
+    def start(self) -> None:
+        """Serve; called in the running reactor."""
+        running = defer.ensureDeferred(self._run())
+        running.addErrback(self._failed)
+        running.addBoth(lambda _: cast("ReactorBase", self._reactor).stop())
+
+    def _failed(self, failure: Failure) -> None:
+        # The end of this process is the end of everybody inside.
+        self._log.failure("bug; the command is ended", failure)
+        self.status = _OWN_FAILURE
+
+    async def _run(self) -> None:
+        reactor, plan, listeners = self._reactor, self._plan, self._started.listeners
+        assert listeners is not None  # noqa: S101 - `wait` came first
+        config = plan.config
+        log = None
+        if plan.log is not None:
+            log = AccessLog(plan.log, reactor, backlog=config.limits.access_log_backlog)
+        runtime = Runtime.make(
+            reactor, self._observer(log), mark=config.mark or None, limits=config.limits
+        )
+        resolver = SystemResolver(reactor, reactor)
+        served = Served(reactor)
+        served.add_permanent(hosts_file())
+        judge = Judge(
+            config.policy.build(Default.PUBLIC),
+            ServedFirst(served, self._verifier(runtime, resolver)),
+            silence=config.limits.silence,
+            patience=config.limits.patience,
+            steps=find_plugins(IDecisionStep, config.policy.steps),
+            deadline=config.limits.connect_timeout,
+            served=served,
+        )
+        sandbox = Sandbox(reactor, self._started)
+        dns = start_dns(
+            runtime, lambda: judge.policy, served, udp=listeners.dns_udp, tcp=listeners.dns_tcp
+        )
+        factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
+        serve_inside(runtime, listeners.tcp, factory)
+        try:
+            await sandbox.ended
+            await self._drained(runtime)
+        finally:
+            await dns.stop()
+            runtime.close()
+            resolver.close()
+            if log is not None:
+                await log.stop()
+        self.status = self._status(sandbox)
+
+    def _status(self, sandbox: Sandbox) -> int:
+        if self._plan.verbosity > 0:
+            for each in self._started.missing:
+                self._say(each)
+            if sandbox.outlived:
+                self._say("processes that outlived the command were ended")
+        if sandbox.status is None:
+            self._say("the sandbox was killed")
+            return _OWN_FAILURE
+        if self._plan.fail_on_deny and self._denials.count:
+            return _DENIED
+        return sandbox.status
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(f"sidecar exec: {text}", file=sys.stderr)
+
+    def _observer(self, log: AccessLog | None) -> IFlowObserver:
+        # The terminal's view and the summary belong here, too.
+        observers: list[IFlowObserver] = [self._denials]
+        if log is not None:
+            observers.append(log)
+        return Observers([*observers, *find_plugins(INamedObserver, self._plan.config.observers)])
+
+    def _verifier(self, runtime: Runtime, resolver: SystemResolver) -> IVerifier:
+        policy = self._plan.config.policy
+        if policy.verify is Verify.CERTIFICATE:
+            # TLS is a third of all that there is to import, and seldom needed.
+            from sidecar.cli.exec.probing import certificates
+
+            return certificates(policy, runtime)
+        return Off() if policy.verify is Verify.OFF else Redial(resolver)
+
+    async def _drained(self, runtime: Runtime) -> None:
+        """Wait until what is under way has ended."""
+        deadline = self._reactor.seconds() + DRAIN
+        while runtime.admission.open and self._reactor.seconds() < deadline:
+            pause: defer.Deferred[None] = defer.Deferred()
+            self._reactor.callLater(_DRAIN_LOOK, pause.callback, None)
+            await pause

@@ -1,0 +1,316 @@
+"""What the processes of the sandbox tell each other, and how listeners change hands.
+
+One pair of SOCK_SEQPACKET sockets, P's end and the inside's: first the set-up process
+has the other end, then pid 1 of the sandbox. One message each; the first octet says
+what it is::
+
+    to P      L names…        the listeners, as SCM_RIGHTS, in the order of the names
+              R notes…        all is ready; what had to be done without, a line each
+              E cause NUL cure   it can't be done
+              X status        the command has ended: a wait status, 4 octets
+              T signal        the command was stopped
+              K count         so many processes outlived the command and were ended
+    from P    G               run the command
+              S signal        pass a signal on to the command
+
+The end of the stream says that the other side is gone, and with it whatever it kept.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import struct
+from contextlib import ExitStack, suppress
+from enum import Enum
+
+from sidecar.errors import NamespaceError
+
+__all__ = [
+    "Channel",
+    "Listeners",
+    "Message",
+    "Word",
+    "failure",
+    "receive_listeners",
+    "send_listeners",
+]
+
+# asm-generic/socket.h
+_SO_COOKIE = 57
+_SO_NETNS_COOKIE = 71
+# struct ucred
+_CREDENTIALS = struct.Struct("=iII")
+_U64 = struct.Struct("=Q")
+_MESSAGE_OCTETS = 65536
+# One more than there ever are, so that too many are seen for what they are.
+_DESCRIPTORS_MAX = 9
+# linux/netlink.h
+_NETLINK_SOCK_DIAG = 4
+
+
+class Word(Enum):
+    """What a message is."""
+
+    LISTENERS = b"L"
+    READY = b"R"
+    ERROR = b"E"
+    EXITED = b"X"
+    STOPPED = b"T"
+    ENDED_OTHERS = b"K"
+    GO = b"G"
+    SIGNAL = b"S"
+
+
+class Listeners:
+    """The sockets that were made inside, for P to serve.
+
+    Args:
+        tcp: Accepts whatever is connected to inside; ``getsockname`` of an accepted
+            socket is where it was to go. IPv6, for IPv4 as well; IPv4 on a kernel
+            without IPv6.
+        dns_tcp: Likewise for port 53 of whatever address, the sandbox's own included.
+        dns_udp: Likewise, one for each family; tell the address that a question was sent to, and take
+            the
+            one that an answer is to come from, with each datagram (`linux.pktinfo`).
+        diag: NETLINK_SOCK_DIAG inside; asks about sockets there.
+    """
+
+    __slots__ = ("diag", "dns_tcp", "dns_udp", "tcp")
+
+    def __init__(
+        self,
+        tcp: socket.socket,
+        dns_tcp: tuple[socket.socket, ...],
+        dns_udp: tuple[socket.socket, ...],
+        diag: socket.socket,
+    ) -> None:
+        self.tcp = tcp
+        self.dns_tcp = dns_tcp
+        self.dns_udp = dns_udp
+        self.diag = diag
+
+    def named(self) -> list[tuple[str, socket.socket]]:
+        """Each with its name; those for DNS may be several."""
+        dns = [("dns_tcp", each) for each in self.dns_tcp]
+        dns += [("dns_udp", each) for each in self.dns_udp]
+        return [("tcp", self.tcp), *dns, ("diag", self.diag)]
+
+    def close(self) -> None:
+        """Close all."""
+        for _, sock in self.named():
+            sock.close()
+
+
+class Message:
+    """A message with what came with it.
+
+    Args:
+        word, body: What it is, and what it says.
+        descriptors: Ours to close.
+        sender: The process id of who sent it, as the kernel says.
+        cut_short: Whether something was left out: octets or descriptors.
+    """
+
+    def __init__(
+        self, word: Word, body: bytes, descriptors: list[int], sender: int, *, cut_short: bool
+    ) -> None:
+        self.word = word
+        self.body = body
+        self.descriptors = descriptors
+        self.sender = sender
+        self.cut_short = cut_short
+
+
+class Channel:
+    """One end of the pair.
+
+    Args:
+        sock: SOCK_SEQPACKET; ours from here on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def fileno(self) -> int:
+        """The descriptor, to wait on."""
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        """Close this end."""
+        self.sock.close()
+
+    def tell(self, word: Word, body: bytes = b"") -> None:
+        """Send a message; nobody there to read it is no error."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.sock.send(word.value + body)
+
+    def hear_from(self) -> Message:
+        """Receive a message with everything that comes with it; `Message` says what.
+
+        Raises:
+            NamespaceError: The other side is gone.
+        """
+        item = array.array("i").itemsize
+        room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * item) + socket.CMSG_SPACE(_CREDENTIALS.size)
+        try:
+            received, ancillary, flags, _ = self.sock.recvmsg(
+                _MESSAGE_OCTETS, room, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            received, ancillary, flags = b"", [], 0
+        descriptors = array.array("i")
+        sender = 0
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(data[: len(data) - len(data) % item])
+            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                sender = _CREDENTIALS.unpack(data)[0]
+        cut_short = bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
+        if not received:
+            raise NamespaceError(
+                "the sandbox ended while it was made", "the kernel's log may say why"
+            )
+        word, body = Word(received[:1]), received[1:]
+        return Message(word, body, list(descriptors), sender, cut_short=cut_short)
+
+    def hear(self) -> tuple[Word, bytes] | None:
+        """Receive a message.
+
+        Returns:
+            What it is and its body; None if the other side is gone.
+
+        Raises:
+            BlockingIOError: There is none, on a non-blocking socket.
+        """
+        try:
+            received = self.sock.recv(_MESSAGE_OCTETS)
+        except ConnectionResetError:
+            return None
+        return (Word(received[:1]), received[1:]) if received else None
+
+
+def send_listeners(channel: Channel, listeners: Listeners) -> None:
+    """Hand the listeners over; the caller's own descriptors stay open."""
+    named = listeners.named()
+    names = " ".join(name for name, _ in named).encode()
+    descriptors = array.array("i", [sock.fileno() for _, sock in named])
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)
+    channel.sock.sendmsg([Word.LISTENERS.value + names], [rights])
+
+
+def receive_listeners(channel: Channel, sender: int) -> Listeners:
+    """Take the listeners over, if they are what they should be.
+
+    Args:
+        channel: Its socket has SO_PASSCRED.
+        sender: The process id that must have sent them.
+
+    Returns:
+        The sockets; closed on exec, non-blocking.
+
+    Raises:
+        NamespaceError: The sender says why there are none; or the message is not
+            what was agreed on. No descriptor of it stays open.
+    """
+    with ExitStack() as stack:
+        message = channel.hear_from()
+        for descriptor in message.descriptors:
+            stack.callback(os.close, descriptor)
+        if message.word is Word.ERROR:
+            raise failure(message.body)
+        if message.word is not Word.LISTENERS:
+            raise _strange("something else came first")
+        if message.cut_short:
+            raise _strange("the message is cut short")
+        if message.sender != sender:
+            raise _strange(f"process {message.sender} handed them over, not {sender}")
+        listeners = _check(message.body.decode("ascii", "replace").split(), message.descriptors)
+        stack.pop_all()
+    return listeners
+
+
+def failure(body: bytes) -> NamespaceError:
+    """What an `Word.ERROR` says."""
+    cause, _, cure = body.decode(errors="replace").partition("\0")
+    return NamespaceError(cause, cure)
+
+
+def _strange(problem: str) -> NamespaceError:
+    return NamespaceError(
+        f"the sandbox's listeners are not to be trusted: {problem}", "report this"
+    )
+
+
+_EXPECTED = {
+    "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP, True),
+    "dns_tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP, True),
+    "dns_udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP, False),
+    "diag": (socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG, False),
+}
+
+
+def _check(names: list[str], descriptors: list[int]) -> Listeners:
+    """Make sockets of descriptors; which stay the caller's to close if one is not as it should be.
+
+    Raises:
+        NamespaceError: That is the case.
+    """
+    if len(names) != len(descriptors):
+        raise _strange(f"{len(names)} were announced, {len(descriptors)} came")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        home = _namespace_of(probe)
+    cookies = set()
+    found: dict[str, list[socket.socket]] = {name: [] for name in _EXPECTED}
+    with ExitStack() as stack:
+        for name, descriptor in zip(names, descriptors, strict=True):
+            sock = _socket(name, descriptor)
+            stack.callback(sock.detach)
+            if home is not None and _namespace_of(sock) == home:
+                raise _strange(f"{name} is in our own network namespace")
+            found[name].append(sock)
+            cookies.add(_number(sock, _SO_COOKIE))
+        if len(cookies) != len(names):
+            raise _strange("one came twice")
+        if not all(found.values()) or len(found["tcp"]) > 1 or len(found["diag"]) > 1:
+            raise _strange("some are missing, or there are too many")
+        stack.pop_all()
+    return Listeners(
+        found["tcp"][0], tuple(found["dns_tcp"]), tuple(found["dns_udp"]), found["diag"][0]
+    )
+
+
+def _socket(name: str, descriptor: int) -> socket.socket:
+    if name not in _EXPECTED:
+        raise _strange(f"nobody knows {name!r}")
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        raise _strange(f"{name} is no socket") from None
+    found = (
+        sock.type,
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
+        bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)),
+    )
+    if found != _EXPECTED[name]:
+        sock.detach()
+        raise _strange(f"{name} is something else")
+    sock.setblocking(False)
+    return sock
+
+
+def _namespace_of(sock: socket.socket) -> int | None:
+    """The number of the network namespace that a socket is in; None before Linux 5.14."""
+    try:
+        return _number(sock, _SO_NETNS_COOKIE)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return None
+        raise
+
+
+def _number(sock: socket.socket, option: int) -> int:
+    number: int = _U64.unpack(sock.getsockopt(socket.SOL_SOCKET, option, _U64.size))[0]
+    return number

@@ -1,0 +1,228 @@
+"""Pid 1 of the sandbox: starts the command, reports on it, and leaves nobody behind.
+
+It ends with P, whose end of the channel is all that keeps it: with it, as pid 1 of its
+namespace, everybody inside.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from sidecar.errors import NamespaceError
+from sidecar.linux.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from sidecar.sandbox.command import FAILED, become
+from sidecar.sandbox.handover import Word
+from sidecar.sandbox.mounts import mount_proc, protect_kernel_settings
+from sidecar.sandbox.privileges import give_up_privileges
+
+if TYPE_CHECKING:
+    from sidecar.sandbox.handover import Channel
+
+__all__ = ["GRACE", "Alone", "let_go_of_terminal", "run"]
+
+GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL for processes that outlive the command."""
+
+# Seconds until whoever has survived SIGKILL, being about to die, is looked at again.
+_AGAIN = 0.01
+_STATUS = struct.Struct("=i")
+
+
+class Alone:
+    """What the sandbox has for itself, beside its network.
+
+    Args:
+        mounts, pids: Whether there are a mount and a pid namespace.
+        missing: What had to be done without, a line each.
+    """
+
+    def __init__(self, *, mounts: bool, pids: bool, missing: list[str]) -> None:
+        self.mounts = mounts
+        self.pids = pids
+        self.missing = missing
+
+
+def run(
+    channel: Channel,
+    command: list[str],
+    signal_mask: set[signal.Signals | int],
+    alone: Alone,
+) -> NoReturn:
+    """Be pid 1.
+
+    Args:
+        channel: To P.
+        command: What to run.
+        signal_mask: The signals that the command starts with blocked.
+        alone: What the sandbox has for itself.
+    """
+    try:
+        _isolate(alone)
+        # Only now: a change of privileges makes the kernel forget it. What kills pid 1
+        # kills all; without a pid namespace the end of the channel has to do.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL if alone.pids else 0)
+        init = _Init(channel, alone)
+        init.start(command, signal_mask)
+    except NamespaceError as error:
+        channel.tell(Word.ERROR, f"{error.cause}\0{error.cure}".encode())
+        os._exit(FAILED)
+    except OSError as error:
+        cause = f"setting up the sandbox failed: {error.strerror}"
+        channel.tell(Word.ERROR, f"{cause}\0run `sidecar doctor` to see what is missing".encode())
+        os._exit(FAILED)
+    channel.tell(Word.READY, "\n".join(alone.missing).encode())
+    init.serve()
+    os._exit(0)
+
+
+def let_go_of_terminal() -> None:
+    """Hold none of the command's standard descriptors: their other ends should notice its end."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _isolate(alone: Alone) -> None:
+    if alone.mounts:
+        if alone.pids:
+            try:
+                mount_proc()
+            except OSError as error:
+                alone.missing.append(f"/proc shows the processes outside: {error.strerror}")
+        if os.geteuid() == 0:
+            try:
+                protect_kernel_settings()
+            except OSError as error:
+                alone.missing.append(f"kernel settings stay writable: {error.strerror}")
+    if not alone.pids:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+    give_up_privileges()
+
+
+class _Init:
+    """The loop of pid 1.
+
+    Args:
+        channel: To P.
+        alone: What the sandbox has for itself.
+    """
+
+    def __init__(self, channel: Channel, alone: Alone) -> None:
+        self._channel = channel
+        self._pids = alone.pids
+        self._child = -1
+        self._go = -1
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write)
+
+    def start(self, command: list[str], signal_mask: set[signal.Signals | int]) -> None:
+        """Fork the command's process, which waits to be let go."""
+        wait, self._go = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            become(command, wait, signal_mask)
+        os.close(wait)
+        let_go_of_terminal()
+
+    def serve(self) -> None:
+        """Do as P says until the command and all that it left are gone, or P is."""
+        while self._child > 0:
+            self._wait(None)
+            self._reap()
+        self._end_others()
+
+    def _wait(self, timeout: float | None) -> None:
+        channel = self._channel.fileno()
+        ready, _, _ = select.select([channel, self._wake], [], [], timeout)
+        if self._wake in ready:
+            with suppress(BlockingIOError):
+                os.read(self._wake, 512)
+        if channel in ready:
+            self._obey()
+
+    def _obey(self) -> None:
+        message = self._channel.hear()
+        if message is None:
+            self._kill_all(signal.SIGKILL)
+            os._exit(FAILED)
+        word, body = message
+        if word is Word.GO:
+            os.write(self._go, b"!")
+            os.close(self._go)
+        elif word is Word.SIGNAL and self._child > 0:
+            _kill(self._child, body[0])
+        elif word is Word.SIGNAL:
+            self._kill_all(body[0])
+
+    def _reap(self) -> bool:
+        """Take note of what children did.
+
+        Returns:
+            Whether there are any left.
+        """
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid != self._child:
+                continue
+            if os.WIFSTOPPED(status):
+                self._channel.tell(Word.STOPPED, bytes([os.WSTOPSIG(status)]))
+            else:
+                self._child = 0
+                self._channel.tell(Word.EXITED, _STATUS.pack(status))
+
+    def _end_others(self) -> None:
+        """End whoever is still there: SIGTERM, some grace, SIGKILL."""
+        if not self._reap():
+            return
+        self._channel.tell(Word.ENDED_OTHERS)
+        self._kill_all(signal.SIGTERM)
+        # A stopped process would not hear of it.
+        self._kill_all(signal.SIGCONT)
+        deadline = time.monotonic() + GRACE
+        while self._reap() and (left := deadline - time.monotonic()) > 0:
+            self._wait(left)
+        while self._reap():
+            self._kill_all(signal.SIGKILL)
+            self._wait(_AGAIN)
+
+    def _kill_all(self, number: int) -> None:
+        """Send everybody inside a signal; without a pid namespace, our own children.
+
+        Grandchildren become children when their parents are gone.
+        """
+        if self._pids:
+            _kill(-1, number)
+            return
+        for pid in _children():
+            _kill(pid, number)
+
+
+def _kill(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _children() -> list[int]:
+    own = str(os.getpid())
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - numbers, no paths
+        if name.isdigit():
+            # Of /proc/PID/stat, the fields after the name, which may have anything in it.
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                fields = file.read().rpartition(b")")[2].split()
+                if fields[1].decode() == own:
+                    found.append(int(name))
+    return found

@@ -1,0 +1,153 @@
+"""The sandbox as the reactor sees it: signals one way, the command's fate the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from sidecar.linux.syscalls import signal_descriptor
+from sidecar.sandbox.handover import Word
+from sidecar.sandbox.starting import HELD_SIGNALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IReactorFDSet
+    from twisted.python.failure import Failure
+
+    from sidecar.sandbox.starting import Started
+
+__all__ = ["Sandbox", "exit_status"]
+
+# sys/signalfd.h: struct signalfd_siginfo; its first number, and its third.
+_SIGINFO = struct.Struct("=Iii116x")
+# asm-generic/siginfo.h: the kernel sent it, which for these signals is the terminal.
+_SI_KERNEL = 0x80
+_STATUS = struct.Struct("=i")
+_BY_SIGNAL = 128
+_STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+
+
+def exit_status(wait_status: int) -> int:
+    """What a shell makes of a wait status: the exit status, or 128 and the signal."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else _BY_SIGNAL - code
+
+
+class Sandbox:
+    """A sandbox whose command runs, or is about to.
+
+    Args:
+        reactor: Where it belongs.
+        started: Let go, or about to be; ours from here on.
+
+    Attributes:
+        status: What the command ended with, as `exit_status` has it; None while it
+            runs, and for good if nobody could tell.
+        ended: Fires with None once nobody is left inside.
+        outlived: Whether processes outlived the command and were ended.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorFDSet, started: Started) -> None:
+        self._reactor = reactor
+        self._channel = started.channel
+        self._pid = started.pid
+        self.status: int | None = None
+        self.outlived = False
+        self.ended: Deferred[None] = Deferred()
+        self._channel.sock.setblocking(False)
+        self._signals = signal_descriptor(HELD_SIGNALS)
+        self._readers = (
+            _Reader(self._channel.fileno(), self._heard),
+            _Reader(self._signals, self._signalled),
+        )
+        for reader in self._readers:
+            reactor.addReader(reader)
+
+    def _heard(self) -> None:
+        while True:
+            try:
+                message = self._channel.hear()
+            except BlockingIOError:
+                return
+            if message is None:
+                self._over()
+                return
+            word, body = message
+            if word is Word.EXITED:
+                self.status = exit_status(_STATUS.unpack(body)[0])
+            elif word is Word.STOPPED:
+                _stop(signal.Signals(body[0]))
+            elif word is Word.ENDED_OTHERS:
+                self.outlived = True
+            elif word is Word.ERROR:
+                self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
+
+    def _signalled(self) -> None:
+        try:
+            raw = os.read(self._signals, _SIGINFO.size * len(HELD_SIGNALS))
+        except BlockingIOError:
+            return
+        for number, _, code in _SIGINFO.iter_unpack(raw):
+            # The terminal's, the command has got itself, being in the same group. And
+            # we stop when it does, not before: a full-screen program tidies up first.
+            if code != _SI_KERNEL and number not in _STOPPING:
+                self._channel.tell(Word.SIGNAL, bytes([number]))
+
+    def _over(self) -> None:
+        for reader in self._readers:
+            self._reactor.removeReader(reader)
+        os.close(self._signals)
+        self._channel.close()
+        # It ends with the sandbox, or has.
+        os.waitpid(self._pid, 0)
+        self.ended.callback(None)
+
+
+def _stop(number: signal.Signals) -> None:
+    """Stop as the command did, so that who waits for us sees what happened; then go on."""
+    if number in _STOPPING:
+        # Blocked, it would wait; what the terminal sent us meanwhile is the same one.
+        os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@implementer(IReadDescriptor)
+class _Reader:
+    """A descriptor that is watched.
+
+    Args:
+        descriptor: Non-blocking.
+        read: Called when there is something to read.
+    """
+
+    def __init__(self, descriptor: int, read: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._read = read
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def logPrefix(self) -> str:
+        """For Twisted's log."""
+        return "sandbox"
+
+    def doRead(self) -> None:
+        """Read."""
+        self._read()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops watching."""
