@@ -9,5 +9,6 @@
     resolvconf  who those are
     service     all of it, started and stopped
 
-The sockets are made by `sidecar.sandbox.listeners`, where the program is. docs/reference/dns.md is the description for users.
+The sockets are made by `sidecar.sandbox.listeners`, where the program is.
+docs/reference/dns.md is the description for users.
 """
