@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+from askers import policy
+from twisted.names import dns
+
+from sidecar.dns.messages import HTTPS, Question
+from sidecar.dns.questions import Forward, Local, Refused, decide
+from sidecar.policy.reach import Reach
+
+
+def decided(
+    name: bytes, kind: int = dns.A, default: str = "public", allow: tuple[str, ...] = (), deny: tuple[str, ...] = ()
+) -> Forward | Local | Refused:
+    return decide(Question(1, name, kind), Reach(policy(default, allow, deny)))
+
+
+def rows(found: Forward | Local | Refused) -> list[tuple[bytes, int, bytes]]:
+    assert isinstance(found, Local)
+    assert dns.OK == found.reply.rcode
+    return [
+        (each.name.name, each.type, getattr(each.payload, "data", b"") or each.payload.name.name)  # type: ignore[union-attr]
+        for each in found.reply.answers
+    ]
+
+
+class TestLocal:
+    @pytest.mark.parametrize("name", [b"localhost", b"LocalHost", b"db.localhost"])
+    @pytest.mark.parametrize("default", ["deny", "public"])
+    def test_localhost(self, name: bytes, default: str) -> None:
+        """localhost and what is below it are here, for nobody else to tell."""
+        v4 = (name, dns.A, bytes([127, 0, 0, 1]))
+        v6 = (name, dns.AAAA, bytes(15) + b"\x01")
+        assert [v4] == rows(decided(name, dns.A, default))
+        assert [v6] == rows(decided(name, dns.AAAA, default))
+        assert [] == rows(decided(name, dns.TXT, default))
+
+    @pytest.mark.parametrize("name", [b"1.0.0.127.in-addr.arpa", b"1" + b".0" * 31 + b".ip6.arpa"])
+    def test_reverse(self, name: bytes) -> None:
+        """Loopback addresses are localhost's."""
+        assert [(name, dns.PTR, b"localhost")] == rows(decided(name, dns.PTR))
+        assert [] == rows(decided(name, dns.A))
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"x.invalid",
+            b"abcdefgh.onion",
+            b"_dns.resolver.arpa",
+            b"use-application-dns.net",
+            b"10.0.0.1",
+            b"foo.0x7f",
+            b"1",
+            b"\xff.1",
+        ],
+    )
+    def test_no_names(self, name: bytes) -> None:
+        """What is no name of the DNS, or leads past us, doesn't exist."""
+        found = decided(name, HTTPS)
+        assert isinstance(found, Local)
+        assert dns.ENAME == found.reply.rcode
+
+
+class TestForward:
+    @pytest.mark.parametrize(
+        ("name", "host"),
+        [
+            (b"WWW.Example.com", "www.example.com"),
+            (b"_sip._tcp.example.com", "_sip._tcp.example.com"),
+            (b"*.example.com", None),
+            (b"my printer._ipp._tcp.example.com", None),
+            (b"-a.example.com", None),
+            (b"", None),
+            (b"localhost.example.com", "localhost.example.com"),
+            (b"com", "com"),
+        ],
+    )
+    def test_public(self, name: bytes, host: str | None) -> None:
+        """By default everything is asked; only hosts have addresses."""
+        assert Forward(host) == decided(name)
+
+    @pytest.mark.parametrize(
+        ("name", "allow"),
+        [
+            (b"a.example", "a.example:443"),
+            (b"x.a.example", "*.a.example:443"),
+            (b"my printer.a.example", "*.a.example"),
+            (b"anything.example", "10.0.0.1:22"),
+            (b"1.0.0.10.in-addr.arpa", "10.0.0.1:22"),
+            (b"1.0.0.10.in-addr.arpa", "*.in-addr.arpa"),
+        ],
+    )
+    def test_allowed(self, name: bytes, allow: str) -> None:
+        """What a rule could let be reached is asked."""
+        assert isinstance(decided(name, default="deny", allow=(allow,)), Forward)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "name", [b"b.example", b"x.a.example", b"my printer.a.example", b"a.example.evil.example", b"", b"_.a.example"]
+    )
+    def test_not_allowed(self, name: bytes) -> None:
+        """What no rule could is not."""
+        assert isinstance(decided(name, default="deny", allow=("a.example:443",)), Refused)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"1.0.0.10.in-addr.arpa",
+            b"254.169.254.169.in-addr.arpa",
+            b"1.0.0.10.IN-ADDR.ARPA",
+            b"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa",
+        ],
+    )
+    def test_reverse(self, name: bytes) -> None:
+        """Whose a private address is, is no more to be known than what is there."""
+        found = decided(name, dns.PTR)
+        assert isinstance(found, Refused)
+        assert found.reason in {"private_address", "metadata"}
+
+    def test_reverse_public(self) -> None:
+        """Whose a public one is may be known where it may be reached."""
+        assert isinstance(decided(b"1.1.1.1.in-addr.arpa", dns.PTR), Forward)
+        found = decided(b"1.1.1.1.in-addr.arpa", dns.PTR, "deny", ("a.example",))
+        assert isinstance(found, Refused)
+        assert "1.1.1.1" == found.hint
+
+    def test_odd_labels(self) -> None:
+        """A label that no host has doesn't get past a deny rule."""
+        assert isinstance(decided(b"a b.evil.example", deny=("*.evil.example",)), Refused)
+
+    def test_long(self) -> None:
+        """The words of a refusal fit: the longest name there is."""
+        name = b".".join([b"a" * 63] * 3 + [b"b" * 61])
+        found = decided(name, default="deny")
+        assert isinstance(found, Refused)
+        assert name.decode() == found.hint
