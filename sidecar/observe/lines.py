@@ -161,6 +161,8 @@ class Lines:
         by_shown = self._look.paint(by, Style.QUIET)
         if width is None or _columns(start) + 1 + len(text) + len(by) <= width:
             return f"{start} {shown}{by_shown}"
+        if _columns(start.rstrip()) + len(by) > width:
+            return f"{start.rstrip()}\n{_INDENT}{shown}{by_shown}"
         return f"{start.rstrip()}{by_shown}\n{_INDENT}{shown}"
 
     def _more(self, flow: Flow) -> str:

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from twisted.internet.task import Clock
+
+from sidecar.cli import viewing
+from sidecar.cli.viewing import add_arguments, make_view
+from sidecar.flow import Process
+from sidecar.observe.processes import ProcessNames
+
+if TYPE_CHECKING:
+    from sidecar.observe.styles import Look
+
+
+def parse(*options: str) -> argparse.Namespace:
+    """Options as they are typed."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(options)
+
+
+def look(descriptor: int, *options: str, **environment: str) -> Look:
+    """How it would look."""
+    return viewing._look(parse(*options), descriptor, environment)
+
+
+def test_no_terminal() -> None:
+    """Without a terminal there are no colours, unless asked for, and no width."""
+    reading, writing = os.pipe()
+    try:
+        assert (False, None) == look(writing, TERM="xterm")[:3:2]
+        assert (True, None) == look(writing, "--color", "always")[:3:2]
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_terminal() -> None:
+    """On a terminal its width counts, and colours are as it can and the user wants."""
+    controlling, terminal = pty.openpty()
+    try:
+        subprocess.run(["stty", "cols", "93"], stdin=terminal, check=True)
+        assert (True, 93) == look(terminal, TERM="xterm")[:3:2]
+        assert not look(terminal, TERM="dumb").color
+        assert not look(terminal, TERM="xterm", NO_COLOR="1").color
+        assert not look(terminal, "--color=never", TERM="xterm").color
+        subprocess.run(["stty", "cols", "0"], stdin=terminal, check=True)
+        assert look(terminal).width is None
+    finally:
+        os.close(controlling)
+        os.close(terminal)
+
+
+def test_loudness() -> None:
+    """-q and -v are no company for each other."""
+    assert parse("-v").verbose
+    assert parse("-q").quiet
+    with pytest.raises(SystemExit):
+        parse("-q", "-v")
+
+
+def test_view() -> None:
+    """The view has who it takes to do what is asked for."""
+    assert 1 == len(make_view(parse("-q"), Clock()).observers)
+    view = make_view(parse(), Clock(), lambda *_: Process(1, "x"))
+    assert [ProcessNames, type(view.tally)] == [type(each) for each in view.observers[:2]]
+    assert 3 == len(view.observers)
+    view.stop()
+
+
+def test_light() -> None:
+    """The options are there without anything that takes long to import."""
+    program = (
+        "import argparse, sys\n"
+        "before = set(sys.modules)\n"
+        "from sidecar.cli.viewing import add_arguments\n"
+        "add_arguments(argparse.ArgumentParser())\n"
+        "print({'sidecar.observe', 'rich', 'twisted.internet', 'asyncio'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(viewing.__file__).parents[2],
+    )
+    assert "set()\n" == done.stdout
