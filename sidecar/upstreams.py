@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IResolutionReceiver, IStreamClientEndpoint
 from zope.interface import implementer
 
@@ -62,6 +61,9 @@ def parse_upstream(reactor: object, description: str) -> Upstream:
             if isinstance(found, str):
                 return HostPort(found, number)
             return SocketAddress(str(found), number)
+    # Imported when there is something to parse: a third of all of Twisted comes with it.
+    from twisted.internet.endpoints import clientFromString
+
     endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
     return endpoint
 

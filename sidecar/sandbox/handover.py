@@ -72,9 +72,8 @@ class Listeners:
             socket is where it was to go. IPv6, for IPv4 as well; IPv4 on a kernel
             without IPv6.
         dns_tcp: Likewise for port 53 of whatever address, the sandbox's own included.
-        dns_udp: Likewise, one for each family; tell the address that a question was sent to, and take
-            the
-            one that an answer is to come from, with each datagram (`linux.pktinfo`).
+        dns_udp: Likewise, one for each family; tell, with each datagram, to which address
+            it was sent, and take the one to send from (`linux.pktinfo`).
         diag: NETLINK_SOCK_DIAG inside; asks about sockets there.
     """
 

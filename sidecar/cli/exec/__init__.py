@@ -107,7 +107,11 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
 
 
 def _serve(started: Started, plan: Plan) -> int:
-    from sidecar.cli.exec.serving import serve
+    from sidecar.cli.exec.importing import import_reactor, without_collecting
+
+    with without_collecting():
+        import_reactor(tls=plan.needs_tls)
+        from sidecar.cli.exec.serving import serve
 
     return serve(started, plan)
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.config import COMMAND_LINE, load
+from sidecar.config import COMMAND_LINE, Verify, load
 from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Plan:
     log: int | None
     fail_on_deny: bool
     verbosity: int
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether we speak TLS ourselves."""
+        return self.config.policy.verify is Verify.CERTIFICATE
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Plan:

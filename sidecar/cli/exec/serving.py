@@ -12,13 +12,10 @@ from twisted.logger import Logger
 from sidecar.cli.exec.reporting import Denials, report_errors
 from sidecar.config import Verify
 from sidecar.dns.service import start_dns
-from sidecar.extensions import find_plugins
 from sidecar.flow import ListenerKind
-from sidecar.interfaces import IDecisionStep, INamedObserver
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
-from sidecar.observe.access_log import AccessLog
 from sidecar.observe.several import Observers
 from sidecar.policy import Default
 from sidecar.protocols.judge import Judge
@@ -28,12 +25,15 @@ from sidecar.sandbox.outside import Sandbox
 from sidecar.sandbox.serving import serve_inside
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from twisted.internet.base import ReactorBase
     from twisted.python.failure import Failure
 
     from sidecar.cli.exec.plan import Plan
-    from sidecar.interfaces import IFlowObserver, IRelayReactor
+    from sidecar.interfaces import IDecisionStep, IFlowObserver, IRelayReactor
     from sidecar.names.verifying import IVerifier
+    from sidecar.observe.access_log import AccessLog
     from sidecar.sandbox.starting import Started
 
 __all__ = ["serve"]
@@ -104,6 +104,8 @@ class _Session:
         config = plan.config
         log = None
         if plan.log is not None:
+            from sidecar.observe.access_log import AccessLog
+
             log = AccessLog(plan.log, reactor, backlog=config.limits.access_log_backlog)
         runtime = Runtime.make(
             reactor, self._observer(log), mark=config.mark or None, limits=config.limits
@@ -116,7 +118,7 @@ class _Session:
             ServedFirst(served, self._verifier(runtime, resolver)),
             silence=config.limits.silence,
             patience=config.limits.patience,
-            steps=find_plugins(IDecisionStep, config.policy.steps),
+            steps=_steps(config.policy.steps),
             deadline=config.limits.connect_timeout,
             served=served,
         )
@@ -159,7 +161,7 @@ class _Session:
         observers: list[IFlowObserver] = [self._denials]
         if log is not None:
             observers.append(log)
-        return Observers([*observers, *find_plugins(INamedObserver, self._plan.config.observers)])
+        return Observers([*observers, *_plugged_in(self._plan.config.observers)])
 
     def _verifier(self, runtime: Runtime, resolver: SystemResolver) -> IVerifier:
         policy = self._plan.config.policy
@@ -177,3 +179,21 @@ class _Session:
             pause: defer.Deferred[None] = defer.Deferred()
             self._reactor.callLater(_DRAIN_LOOK, pause.callback, None)
             await pause
+
+
+def _steps(names: Sequence[str]) -> Sequence[IDecisionStep]:
+    if not names:
+        return ()
+    from sidecar.extensions import find_plugins
+    from sidecar.interfaces import IDecisionStep
+
+    return find_plugins(IDecisionStep, names)
+
+
+def _plugged_in(names: Sequence[str]) -> Sequence[IFlowObserver]:
+    if not names:
+        return ()
+    from sidecar.extensions import find_plugins
+    from sidecar.interfaces import INamedObserver
+
+    return find_plugins(INamedObserver, names)
