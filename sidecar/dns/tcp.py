@@ -138,6 +138,7 @@ class _Stream(Int16StringReceiver, TimeoutMixin):
     def resumeProducing(self) -> None:
         """It has caught up."""
         self._is_blocked = False
+        self.resetTimeout()  # type: ignore[no-untyped-call]
         if not self._is_receiving:
             self._pace()
 

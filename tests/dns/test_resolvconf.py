@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sidecar.dns.resolvconf import NameServer, NameServers, parse_name_servers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("", ["127.0.0.1"]),
+        ("# nameserver 9.9.9.9\nsearch example\n", ["127.0.0.1"]),
+        ("nameserver 127.0.0.53\noptions edns0 trust-ad\n", ["127.0.0.53"]),
+        ("nameserver\t9.9.9.9 # ours\nnameserver 2620:fe::fe\n", ["9.9.9.9", "2620:fe::fe"]),
+        ("nameserver 1.1.1.1\n" * 2 + "nameserver 1.1.1.2\nnameserver 1.1.1.3", ["1.1.1.1", "1.1.1.1", "1.1.1.2"]),
+        ("nameserver\nnameserver dns.example\nnameserver 9.9.9.9", ["9.9.9.9"]),
+    ],
+)
+def test_parse(text: str, servers: list[str]) -> None:
+    """At most three servers, by address; the local one if there is none."""
+    assert servers == [each.text for each in parse_name_servers(text)]
+
+
+def test_zone() -> None:
+    """A link-local server has its zone."""
+    found = NameServer.parse("fe80::1%lo")
+    assert found is not None
+    assert (socket.AF_INET6, 53, socket.if_nametoindex("lo")) == (
+        *(found.family, found.port),
+        found.sockaddr[3],
+    )
+
+
+def test_read_again(tmp_path: Path) -> None:
+    """A file that changes is read again; one that goes leaves what it said."""
+    path = tmp_path / "resolv.conf"
+    servers = NameServers(path)
+    assert ["127.0.0.1"] == [each.text for each in servers()]
+    path.write_text("nameserver 9.9.9.9\n", encoding="ascii")
+    assert ["9.9.9.9"] == [each.text for each in servers()]
+    other = tmp_path / "other"
+    other.write_text("nameserver 1.1.1.1\n", encoding="ascii")
+    os.replace(other, path)
+    assert ["1.1.1.1"] == [each.text for each in servers()]
+    path.unlink()
+    assert ["1.1.1.1"] == [each.text for each in servers()]
