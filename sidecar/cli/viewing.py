@@ -10,6 +10,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sidecar.errors import SummaryError
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from sidecar.observe.styles import Look
     from sidecar.observe.view import View
 
-__all__ = ["add_arguments", "make_view"]
+__all__ = ["add_arguments", "check", "make_view"]
 
 _STDERR = 2
 # Columns; no terminal is wider, and 0 is what some say that know nothing.
@@ -60,6 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Find out whether the summary can be written, before anything is run.
+
+    Args:
+        arguments: With the options of `add_arguments`.
+
+    Raises:
+        SummaryError: It can't be.
+    """
+    path = arguments.summary_file
+    if path is None:
+        return
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666))
+    except OSError as error:
+        raise SummaryError(path, error.strerror or str(error)) from None
+
+
 def make_view(
     arguments: argparse.Namespace,
     reactor: IReactorTime,
@@ -77,9 +97,6 @@ def make_view(
             (`sidecar.linux.processes.ProcessFinder.find`); None if nobody can.
         descriptor: Where the view is shown.
         environment: NO_COLOR and TERM count.
-
-    Raises:
-        SummaryError: ``--summary-file`` can't be written.
     """
     from sidecar.observe.summary import Format
     from sidecar.observe.view import View

@@ -46,9 +46,6 @@ class View:
         path: The file that the summary is appended to; None for `descriptor`.
         find_process: Finds who opened a connection, by both its ends; None if nobody can.
 
-    Raises:
-        SummaryError: The summary's file can't be written.
-
     Attributes:
         observers: To be told of flows, in this order.
         tally: Counts them.
@@ -69,9 +66,6 @@ class View:
         self._look = look
         self._form = form
         self._path = path
-        if path is not None:
-            # Said before anything is run.
-            _append(path, "")
         self._terminal = None if quiet else TerminalView(descriptor, reactor, look)
         self.tally = Tally()
         observers: list[IFlowObserver] = []
@@ -104,7 +98,7 @@ class View:
             status: Its exit status; None if there is none.
 
         Raises:
-            SummaryError: The summary's file can't be written any more.
+            SummaryError: The summary's file can't be written.
         """
         look = self._look if self._path is None else self._look._replace(color=False, width=None)
         text = write_summary(self.tally.summary(command, status), self._form, look)

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 
 from sidecar.cli import viewing
 from sidecar.cli.viewing import add_arguments, make_view
+from sidecar.errors import SummaryError
 from sidecar.flow import Process
 from sidecar.observe.processes import ProcessNames
 
@@ -74,6 +75,15 @@ def test_view() -> None:
     assert [ProcessNames, type(view.tally)] == [type(each) for each in view.observers[:2]]
     assert 3 == len(view.observers)
     view.stop()
+
+
+def test_check(tmp_path: Path) -> None:
+    """Whether the summary can be written is found out before anything is run."""
+    viewing.check(parse())
+    viewing.check(parse("--summary-file", str(tmp_path / "new")))
+    assert "" == (tmp_path / "new").read_text(encoding="utf-8")
+    with pytest.raises(SummaryError, match="No such file or directory"):
+        viewing.check(parse("--summary-file", str(tmp_path / "no" / "file")))
 
 
 def test_light() -> None:

@@ -114,9 +114,9 @@ def test_json(pipe: Pipe) -> None:
 
 
 def test_bad_file(pipe: Pipe, tmp_path: Path) -> None:
-    """A file that can't be written is found before anything is run."""
+    """A file that can't be written is an error that names it."""
     with pytest.raises(SummaryError, match=r"^--summary-file .*/no/file: No such file"):
-        View(pipe.writing, Clock(), Look(), Format.TEXT, path=str(tmp_path / "no" / "file"))
+        run(pipe, path=str(tmp_path / "no" / "file"))
 
 
 def test_nobody_reads(pipe: Pipe) -> None:

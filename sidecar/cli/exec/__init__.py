@@ -14,6 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from sidecar.cli import viewing
 from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--log", metavar="FILE|fd:N", help="write a JSON line for each connection's end"
     )
-    amount = report.add_mutually_exclusive_group()
-    amount.add_argument("-q", "--quiet", action="store_true", help="say less")
-    amount.add_argument("-v", "--verbose", action="store_true", help="say more")
+    viewing.add_arguments(parser)
     parser.add_argument("cmd", metavar="CMD", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -87,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     from sidecar.sandbox.starting import start
 
+    viewing.check(arguments)
     started = start(command)
     try:
         from sidecar.cli.exec import plan as planning

@@ -29,12 +29,16 @@ class Plan:
         log: A descriptor for the access log; None for none.
         fail_on_deny: Whether a denial decides the exit status.
         verbosity: -1 for quiet, 0, or 1 for verbose.
+        command: What is run.
+        view: The options of `sidecar.cli.viewing`, among others.
     """
 
     config: Config
     log: int | None
     fail_on_deny: bool
     verbosity: int
+    command: list[str]
+    view: argparse.Namespace
 
     @property
     def needs_tls(self) -> bool:
@@ -59,6 +63,8 @@ class Plan:
             log=None if arguments.log is None else _open_log(arguments.log),
             fail_on_deny=arguments.fail_on_deny,
             verbosity=int(arguments.verbose) - int(arguments.quiet),
+            command=arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd,
+            view=arguments,
         )
 
 

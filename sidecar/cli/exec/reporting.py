@@ -1,4 +1,4 @@
-"""What is said of a run besides its access log: errors, and whether anything was denied."""
+"""What is said of errors and warnings, on standard error."""
 
 from __future__ import annotations
 
@@ -12,34 +12,11 @@ from twisted.logger import (
     formatEvent,
     globalLogBeginner,
 )
-from zope.interface import implementer
-
-from sidecar.flow import Verdict
-from sidecar.interfaces import IFlowObserver
 
 if TYPE_CHECKING:
     from twisted.logger import ILogObserver, LogEvent
 
-    from sidecar.flow import Flow
-
-__all__ = ["Denials", "report_errors"]
-
-
-@implementer(IFlowObserver)
-class Denials:
-    """Counts what was denied.
-
-    Attributes:
-        count: How many connections and queries.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def flow_ended(self, flow: Flow) -> None:
-        """Count it, if it was."""
-        if flow.verdict is Verdict.DENY:
-            self.count += 1
+__all__ = ["report_errors"]
 
 
 def report_errors(verbosity: int) -> None:

@@ -9,10 +9,13 @@ from twisted.internet import defer
 from twisted.internet import reactor as installed_reactor
 from twisted.logger import Logger
 
-from sidecar.cli.exec.reporting import Denials, report_errors
+from sidecar.cli.exec.reporting import report_errors
+from sidecar.cli.viewing import make_view
 from sidecar.config import Verify
 from sidecar.dns.service import start_dns
+from sidecar.errors import SummaryError
 from sidecar.flow import ListenerKind
+from sidecar.linux.processes import ProcessFinder
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
@@ -63,6 +66,7 @@ def serve(started: Started, plan: Plan) -> int:
     reactor.callWhenRunning(session.start)
     # Signals are the sandbox's affair.
     cast("ReactorBase", reactor).run(installSignalHandlers=False)
+    session.sum_up()
     return session.status
 
 
@@ -85,7 +89,11 @@ class _Session:
         self._plan = plan
         self._started = started
         self.status = _OWN_FAILURE
-        self._denials = Denials()
+        listeners = started.listeners
+        assert listeners is not None  # noqa: S101 - `wait` came first
+        self._listeners = listeners
+        self._processes = ProcessFinder(listeners.diag, started.init)
+        self._view = make_view(plan.view, reactor, self._processes.find)
 
     def start(self) -> None:
         """Serve; called in the running reactor."""
@@ -98,9 +106,15 @@ class _Session:
         self._log.failure("bug; the command is ended", failure)
         self.status = _OWN_FAILURE
 
+    def sum_up(self) -> None:
+        """Write the summary; called once the reactor has stopped: who reads may take a while."""
+        try:
+            self._view.finish(self._plan.command, self.status)
+        except SummaryError as error:
+            self._say(str(error))
+
     async def _run(self) -> None:
-        reactor, plan, listeners = self._reactor, self._plan, self._started.listeners
-        assert listeners is not None  # noqa: S101 - `wait` came first
+        reactor, plan, listeners = self._reactor, self._plan, self._listeners
         config = plan.config
         log = None
         if plan.log is not None:
@@ -124,7 +138,12 @@ class _Session:
         )
         sandbox = Sandbox(reactor, self._started)
         dns = start_dns(
-            runtime, lambda: judge.policy, served, udp=listeners.dns_udp, tcp=listeners.dns_tcp
+            runtime,
+            lambda: judge.policy,
+            served,
+            udp=listeners.dns_udp,
+            tcp=listeners.dns_tcp,
+            observer=self._view,
         )
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
         serve_inside(runtime, listeners.tcp, factory)
@@ -135,6 +154,8 @@ class _Session:
             await dns.stop()
             runtime.close()
             resolver.close()
+            self._processes.close()
+            await self._view.stop()
             if log is not None:
                 await log.stop()
         self.status = self._status(sandbox)
@@ -148,7 +169,7 @@ class _Session:
         if sandbox.status is None:
             self._say("the sandbox was killed")
             return _OWN_FAILURE
-        if self._plan.fail_on_deny and self._denials.count:
+        if self._plan.fail_on_deny and self._view.tally.anything_denied:
             return _DENIED
         return sandbox.status
 
@@ -157,8 +178,7 @@ class _Session:
         print(f"sidecar exec: {text}", file=sys.stderr)
 
     def _observer(self, log: AccessLog | None) -> IFlowObserver:
-        # The terminal's view and the summary belong here, too.
-        observers: list[IFlowObserver] = [self._denials]
+        observers: list[IFlowObserver] = [*self._view.observers]
         if log is not None:
             observers.append(log)
         return Observers([*observers, *_plugged_in(self._plan.config.observers)])
