@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from sidecar.interfaces import IFlowObserver, IOpeningObserver
+from sidecar.interfaces import IDNSObserver, IFlowObserver, IOpeningObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sidecar.flow import Flow
+    from sidecar.lookups import Lookup
 
 __all__ = ["Observers"]
 
+_Fact = TypeVar("_Fact")
 
-@implementer(IOpeningObserver)
+
+@implementer(IOpeningObserver, IDNSObserver)
 class Observers:
     """Several observers as one; a bug in one keeps nothing from the others.
+
+    Those that observe lookups are told of these, too.
 
     Args:
         observers: Told in this order.
@@ -30,6 +35,7 @@ class Observers:
     def __init__(self, observers: Sequence[IFlowObserver]) -> None:
         self._observers = tuple(observers)
         self._opening = tuple(each for each in observers if IOpeningObserver.providedBy(each))
+        self._asking = tuple(each for each in observers if IDNSObserver.providedBy(each))
 
     def flow_opened(self, flow: Flow) -> None:
         """Tell each that wants to know."""
@@ -41,8 +47,13 @@ class Observers:
         for observer in self._observers:
             self._tell(observer.flow_ended, flow)
 
-    def _tell(self, tell: Callable[[Flow], None], flow: Flow) -> None:
+    def lookup_ended(self, lookup: Lookup) -> None:
+        """Tell each that wants to know."""
+        for observer in self._asking:
+            self._tell(observer.lookup_ended, lookup)
+
+    def _tell(self, tell: Callable[[_Fact], None], fact: _Fact) -> None:
         try:
-            tell(flow)
+            tell(fact)
         except Exception:  # noqa: BLE001 - somebody else's code
             self._log.failure("bug in a flow observer")

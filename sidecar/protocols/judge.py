@@ -57,6 +57,8 @@ class Judge:
         steps: Asked of every flow that the policy allows.
         deadline: Seconds that each step may take.
         served: What our own DNS has answered: names the flows that say no name themselves.
+        curious: Whether clients are also listened to where their name changes nothing, for
+            who wants to know it (``--learn``).
 
     Attributes:
         open: The judged flows that are being relayed, by serial number.
@@ -73,6 +75,7 @@ class Judge:
         steps: Sequence[IDecisionStep] = (),
         deadline: float = _DEADLINE,
         served: Served | None = None,
+        curious: bool = False,
     ) -> None:
         self.policy = policy
         self.verifier = verifier
@@ -81,6 +84,7 @@ class Judge:
         self.steps = steps
         self.deadline = deadline
         self.served = served
+        self.curious = curious
         self.open: dict[int, tuple[Flow, Relaying]] = {}
         self.lingerers = Lingerers()
 

@@ -59,7 +59,9 @@ class Judging(Pending):
         judge = self._judge
         decision = judge.policy.decide(flow)
         outcome = decision.outcome
-        if outcome is Outcome.NEED_MORE and not flow.names_known:
+        if outcome is Outcome.ALLOW and judge.curious:
+            self._allowed_anyway = True
+        if not flow.names_known and (outcome is Outcome.NEED_MORE or self._allowed_anyway):
             self._listen(judge.silence, judge.patience)
             if self._peek is not None:
                 self._dial_early()

@@ -62,7 +62,7 @@ class Pending(Hearing):
     """
 
     _log = Logger()
-    __slots__ = ("_allowed", "_asking", "_denial", "_judge")
+    __slots__ = ("_allowed", "_allowed_anyway", "_asking", "_denial", "_judge")
 
     def __init__(
         self,
@@ -78,6 +78,8 @@ class Pending(Hearing):
         self._asking: Deferred[None] | None = None
         # What was decided before the client was heard.
         self._denial: Denial | None = None
+        # Whether the client is only listened to for others to know its name.
+        self._allowed_anyway = False
 
     # Where the two kinds differ
 
@@ -98,7 +100,7 @@ class Pending(Hearing):
         if self._denial is not None:
             self._deny(self._denial)
             return
-        if self._flow.problem is not None:
+        if self._flow.problem is not None and not self._allowed_anyway:
             self.deny(self._flow.problem)
             return
         try:
@@ -108,6 +110,10 @@ class Pending(Hearing):
             self.failed()
 
     def _ran_out(self) -> None:
+        if self._allowed_anyway:
+            self._flow.problem = "peek_timeout"
+            self._peeked()
+            return
         self._deny(self._denial or Denial("peek_timeout"))
 
     def _gone(self, end: FlowEnd) -> None:

@@ -1,0 +1,108 @@
+"""What `--learn FILE` does around a run: checks the file before, and adds to it afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.config.learning import PolicyFile, policy_text
+from sidecar.errors import ConfigError
+from sidecar.policy import Default, Policy
+from sidecar.policy.gathering import Gatherer
+from sidecar.policy.learning import SIBLINGS_MIN, learn
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+__all__ = ["Learning"]
+
+# Refusals that are told; the rest is counted.
+_TOLD = 5
+
+
+class Learning:
+    """One run that is learned from.
+
+    Args:
+        path: The file that the rules are added to.
+        siblings: As `learn` takes it.
+
+    Raises:
+        ConfigError: Rules can't be added to the file.
+    """
+
+    def __init__(self, path: str, *, siblings: int | None = None) -> None:
+        PolicyFile.open(path)
+        self._path = path
+        self._siblings = siblings
+        self._gatherer: Gatherer | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Learning | None:
+        """Read the options; None if nothing is to be learned.
+
+        Raises:
+            ConfigError: They can't be used.
+        """
+        if arguments.learn is None:
+            return None
+        return cls(arguments.learn, siblings=SIBLINGS_MIN if arguments.learn_wildcards else None)
+
+    def gatherer(
+        self, owns: Callable[[str, str], bool], policy: Callable[[], Policy | None]
+    ) -> Gatherer:
+        """Make the observer that this learns from; once.
+
+        Args:
+            owns, policy: As `Gatherer` takes them.
+        """
+        self._gatherer = Gatherer(owns, policy)
+        return self._gatherer
+
+    def finish(self, status: int) -> list[str]:
+        """Add what was learned to the file.
+
+        Args:
+            status: The command's exit status: of a command that failed before it connected
+                to anything, nothing is learned.
+
+        Returns:
+            What is to be said of it, line by line.
+
+        Raises:
+            ConfigError: The file can't be added to any more; the error says what would have
+                been.
+        """
+        gatherer = self._gatherer
+        if gatherer is None or (status and not gatherer.seen):
+            return [f"nothing was learned into {self._path}"]
+        try:
+            return self._add(gatherer)
+        except ConfigError as error:
+            nothing = Policy(default=Default.DENY)
+            lost = policy_text(learn(gatherer.seen, nothing, siblings=self._siblings))
+            problem = f"{error.problem}; what was learned:\n{lost}"
+            raise ConfigError(error.source, error.key, error.value, problem) from None
+
+    def _add(self, gatherer: Gatherer) -> list[str]:
+        file = PolicyFile.open(self._path)
+        lesson = learn(gatherer.seen, file.policy, siblings=self._siblings)
+        added = len(lesson.allow) + len(lesson.private_names)
+        rules = "1 rule" if added == 1 else f"{added} rules"
+        if file.add(lesson):
+            lines = [f"learned {rules} into {self._path}"]
+        else:
+            lines = [f"{self._path} has every rule that this run needs"]
+        if file.default is not Default.DENY:
+            lines.append(
+                f'{self._path} has default = "{file.default.value}": what that allows got no rules'
+            )
+        refused = list(map(str, lesson.refused))
+        if len(refused) > _TOLD:
+            refused[_TOLD:] = [f"{len(refused) - _TOLD} more stay denied"]
+        lines += [f"{self._path}: {each}" for each in refused]
+        if gatherer.denied:
+            lines.append(f"nothing was learned from what was denied ({gatherer.denied} times)")
+        if gatherer.missed:
+            lines.append(f"too many hosts: {gatherer.missed} connections were not learned from")
+        return lines

@@ -1,0 +1,261 @@
+"""How does a file get the rules that it lacks, and keep everything else that it has?
+
+Nothing in it is changed or taken away: rules are added at the ends of their lists, each with
+its comment. A file that is not there, is empty or has no ``[policy]`` gets one that denies by
+default. Whether all that can be done is found out at once, before anything is learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import stat
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, cast
+
+from sidecar.config.file import load_file
+from sidecar.config.tree import PolicyConfig
+from sidecar.errors import ConfigError
+from sidecar.policy import Default
+from sidecar.policy.learning import LearnedRule, Lesson
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tomlkit import TOMLDocument
+    from tomlkit.items import Array, Table
+
+    from sidecar.policy import Policy
+
+__all__ = ["PolicyFile", "policy_text"]
+
+_HEADER = """\
+# What a command may connect to, as sidecar exec --learn saw it. Edit it as you like: learning
+# again adds what is missing, and takes nothing away.
+"""
+_INDENT = "    "
+_EXAMPLE = Lesson((LearnedRule("example.invalid:1", "x"),), (LearnedRule("example.invalid", "x"),))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """A file that rules are added to.
+
+    Attributes:
+        path: As it was given.
+        text: What is in it; None if there is no such file.
+        policy: What it allows, as `sidecar exec --policy` takes it; everything is denied
+            if it says nothing.
+        default: Its default, as `policy` has it.
+    """
+
+    path: str
+    text: str | None
+    policy: Policy
+    default: Default
+
+    @classmethod
+    def open(cls, path: str) -> PolicyFile:
+        """Read a file and make sure that rules can be added.
+
+        Args:
+            path: Its name; it need not be there yet.
+
+        Raises:
+            ConfigError: It is no configuration, its rules can't be added to, or it
+                can't be written.
+        """
+        _check_place(path)
+        if not Path(path).exists():
+            return cls(path, None, PolicyConfig(default=Default.DENY).build(), Default.DENY)
+        config = load_file(path).policy
+        try:
+            text = Path(path).read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(path, None, None, f"can't be read: {error}") from None
+        there = "policy" in tomllib.loads(text)
+        default = config.default or (Default.PUBLIC if there else Default.DENY)
+        opened = cls(path, text, config.build(default), default)
+        opened.having(_EXAMPLE)
+        return opened
+
+    def having(self, lesson: Lesson) -> str:
+        """The text with rules added.
+
+        Raises:
+            ConfigError: They can't be.
+        """
+        if self.text is None:
+            return _HEADER + policy_text(lesson)
+        try:
+            written = _added(self.text, lesson)
+        except Exception as error:  # noqa: BLE001 - the library has errors of many kinds
+            raise self._unfit(str(error)) from None
+        if tomllib.loads(written) != _expected(tomllib.loads(self.text), lesson):
+            raise self._unfit("they would not be what was meant")
+        return written
+
+    def add(self, lesson: Lesson) -> bool:
+        """Add rules to the file, all at once or not at all.
+
+        Returns:
+            Whether it was written: a file that lacks nothing is not touched.
+
+        Raises:
+            ConfigError: It can't be written.
+        """
+        if self.text is not None and not lesson and "policy" in tomllib.loads(self.text):
+            return False
+        written = self.having(lesson)
+        try:
+            _replace(self.path, written.encode())
+        except OSError as error:
+            raise ConfigError(
+                self.path, None, None, f"can't be written: {error.strerror}"
+            ) from None
+        return True
+
+    def _unfit(self, why: str) -> ConfigError:
+        problem = f"rules can't be added to the way that [policy] is written here: {why}"
+        return ConfigError(self.path, None, None, problem)
+
+
+# The text
+
+
+def policy_text(lesson: Lesson) -> str:
+    """Write a whole ``[policy]`` that denies all but what was learned."""
+    lines = ["[policy]", 'default = "deny"']
+    lines += _list("allow", lesson.allow)
+    if lesson.private_names:
+        lines += ["# These may lead to addresses that are not public."]
+        lines += _list("private_names", lesson.private_names)
+    return "\n".join(lines) + "\n"
+
+
+def _list(key: str, rules: Sequence[LearnedRule]) -> list[str]:
+    # No rule needs escapes.
+    items = [f'{_INDENT}"{rule.text}",' for rule in rules]
+    width = max(map(len, items), default=0)
+    lines = [f"{item:{width}} # {rule.comment}" for item, rule in zip(items, rules, strict=True)]
+    return [f"{key} = [", *lines, "]"] if lines else [f"{key} = []"]
+
+
+def _added(text: str, lesson: Lesson) -> str:
+    import tomlkit
+
+    document = tomlkit.parse(text)
+    if document.as_string() != text:
+        raise ValueError("it would not be kept as it is")
+    if "policy" not in document:
+        gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+        return text + gap + _with_newlines_of(text, policy_text(lesson))
+    for key, rules in (("allow", lesson.allow), ("private_names", lesson.private_names)):
+        if rules:
+            _extend(document, key, rules)
+    return _with_newlines_of(text, document.as_string())
+
+
+def _extend(document: TOMLDocument, key: str, rules: Sequence[LearnedRule]) -> None:
+    import tomlkit
+
+    policy = cast("Table", document["policy"])
+    there = cast("Array | None", policy.get(key))
+    array = tomlkit.array() if there is None else there
+    indent = _indent_of(array.as_string())
+    for rule in rules:
+        array.add_line(rule.text, indent=indent, comment=rule.comment)
+    if there is None:
+        _add_key(policy, key, array)
+
+
+def _add_key(policy: Table, key: str, array: Array) -> None:
+    """Add a key behind the last one; what stands behind that is about the next table."""
+    from tomlkit.items import Table
+
+    tail = []
+    if isinstance(policy, Table):
+        body = policy.value.body
+        while body and body[-1][0] is None:
+            tail.append(body.pop())
+    policy.add(key, array)
+    for _, item in reversed(tail):
+        policy.value.append(None, item)
+
+
+def _indent_of(array: str) -> str:
+    """How a list's lines begin."""
+    found = re.search(r"\n([ \t]+)[\"'#]", array)
+    return found[1] if found else _INDENT
+
+
+def _with_newlines_of(text: str, written: str) -> str:
+    """Have all lines end as they all do."""
+    if "\r\n" in text and not re.search(r"(?<!\r)\n", text):
+        return re.sub(r"(?<!\r)\n", "\r\n", written)
+    return written
+
+
+def _expected(raw: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
+    expected = copy.deepcopy(raw)
+    policy = expected.setdefault("policy", {"default": "deny", "allow": []})
+    for key, rules in (("allow", lesson.allow), ("private_names", lesson.private_names)):
+        if rules:
+            policy[key] = [*policy.get(key, []), *(rule.text for rule in rules)]
+    return expected
+
+
+# The file
+
+
+def _check_place(path: str) -> None:
+    """Find out whether the file could be written."""
+    target = Path(os.path.realpath(path))
+    problem = None
+    try:
+        if target.exists():
+            if not stat.S_ISREG(target.stat().st_mode):
+                problem = "not a regular file, which is what can be learned into"
+            elif not os.access(target, os.W_OK):
+                problem = "not writable"
+        elif not target.parent.is_dir():
+            problem = f"there is no directory {target.parent}"
+        if problem is None and not os.access(target.parent, os.W_OK | os.X_OK):
+            problem = f"the directory {target.parent} is not writable, and the file is replaced"
+    except (OSError, ValueError) as error:
+        problem = f"can't be used: {getattr(error, 'strerror', None) or error}"
+    if problem is not None:
+        raise ConfigError(path, None, None, problem)
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Put a file in another's place: whoever reads it finds the one or the other."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{token_hex(4)}")
+    old = target.stat() if target.exists() else None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o666 if old is None else 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if old is not None:
+                with suppress(PermissionError):
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.rename(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
