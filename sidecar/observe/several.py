@@ -24,7 +24,7 @@ _Fact = TypeVar("_Fact")
 class Observers:
     """Several observers as one; a bug in one keeps nothing from the others.
 
-    Those that observe lookups are told of these, too.
+    Each is told of what it observes: connections, their beginnings, lookups.
 
     Args:
         observers: Told in this order.
@@ -32,8 +32,8 @@ class Observers:
 
     _log = Logger()
 
-    def __init__(self, observers: Sequence[IFlowObserver]) -> None:
-        self._observers = tuple(observers)
+    def __init__(self, observers: Sequence[IFlowObserver | IDNSObserver]) -> None:
+        self._observers = tuple(each for each in observers if IFlowObserver.providedBy(each))
         self._opening = tuple(each for each in observers if IOpeningObserver.providedBy(each))
         self._asking = tuple(each for each in observers if IDNSObserver.providedBy(each))
 
