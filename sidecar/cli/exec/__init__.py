@@ -59,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument(
         "--fail-on-deny", action="store_true", help="exit with 77 if anything was denied"
     )
+    learn = parser.add_argument_group("learning")
+    learn.add_argument(
+        "--learn",
+        metavar="FILE",
+        help="add the rules to FILE, as for --policy, that would have allowed what this run was"
+        ' allowed; a new one gets default = "deny"',
+    )
+    learn.add_argument(
+        "--learn-wildcards",
+        action="store_true",
+        help="learn *.PARENT in the place of three names or more with one parent and port",
+    )
     report = parser.add_argument_group("report")
     report.add_argument(
         "--log", metavar="FILE|fd:N", help="write a JSON line for each connection's end"
@@ -113,7 +125,11 @@ def _serve(started: Started, plan: Plan) -> int:
         import_reactor(tls=plan.needs_tls)
         from sidecar.cli.exec.serving import serve
 
-    return serve(started, plan)
+    status = serve(started, plan)
+    if plan.learning is not None:
+        for line in plan.learning.finish(status):
+            print(f"sidecar exec: {line}", file=sys.stderr)
+    return status
 
 
 def _let_go_of_input() -> None:

@@ -13,6 +13,7 @@ from sidecar.errors import ConfigError
 if TYPE_CHECKING:
     import argparse
 
+    from sidecar.cli.exec.learning import Learning
     from sidecar.config import Config
 
 __all__ = ["Plan"]
@@ -30,6 +31,7 @@ class Plan:
         fail_on_deny: Whether a denial decides the exit status.
         verbosity: -1 for quiet, 0, or 1 for verbose.
         command: What is run.
+        learning: What `--learn` needs; None without it.
         view: The options of `sidecar.cli.viewing`, among others.
     """
 
@@ -38,6 +40,7 @@ class Plan:
     fail_on_deny: bool
     verbosity: int
     command: list[str]
+    learning: Learning | None
     view: argparse.Namespace
 
     @property
@@ -64,6 +67,7 @@ class Plan:
             fail_on_deny=arguments.fail_on_deny,
             verbosity=int(arguments.verbose) - int(arguments.quiet),
             command=arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd,
+            learning=_learning(arguments),
             view=arguments,
         )
 
@@ -80,3 +84,11 @@ def _open_log(where: str) -> int:
     except OSError as error:
         problem = f"can't be opened: {error.strerror}"
         raise ConfigError(COMMAND_LINE, "--log", where, problem) from None
+
+
+def _learning(arguments: argparse.Namespace) -> Learning | None:
+    if arguments.learn is None:
+        return None
+    from sidecar.cli.exec.learning import Learning
+
+    return Learning.of(arguments)

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.cli.exec.plan import Plan
-    from sidecar.interfaces import IDecisionStep, IFlowObserver, IRelayReactor
+    from sidecar.interfaces import IDecisionStep, IDNSObserver, IFlowObserver, IRelayReactor
     from sidecar.names.verifying import IVerifier
-    from sidecar.observe.access_log import AccessLog
     from sidecar.sandbox.starting import Started
 
 __all__ = ["serve"]
@@ -121,12 +120,18 @@ class _Session:
             from sidecar.observe.access_log import AccessLog
 
             log = AccessLog(plan.log, reactor, backlog=config.limits.access_log_backlog)
-        runtime = Runtime.make(
-            reactor, self._observer(log), mark=config.mark or None, limits=config.limits
-        )
-        resolver = SystemResolver(reactor, reactor)
         served = Served(reactor)
         served.add_permanent(hosts_file())
+        observers: list[IFlowObserver] = [] if log is None else [log]
+        asking: list[IDNSObserver] = [self._view]
+        if plan.learning is not None:
+            gatherer = plan.learning.gatherer(served.owns, lambda: judge.policy)
+            observers.append(gatherer)
+            asking.append(gatherer)
+        runtime = Runtime.make(
+            reactor, self._observer(observers), mark=config.mark or None, limits=config.limits
+        )
+        resolver = SystemResolver(reactor, reactor)
         judge = Judge(
             config.policy.build(Default.PUBLIC),
             ServedFirst(served, self._verifier(runtime, resolver)),
@@ -135,6 +140,7 @@ class _Session:
             steps=_steps(config.policy.steps),
             deadline=config.limits.connect_timeout,
             served=served,
+            curious=plan.learning is not None,
         )
         sandbox = Sandbox(reactor, self._started)
         dns = start_dns(
@@ -143,7 +149,7 @@ class _Session:
             served,
             udp=listeners.dns_udp,
             tcp=listeners.dns_tcp,
-            observer=self._view,
+            observer=Observers(asking),
         )
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
         serve_inside(runtime, listeners.tcp, factory)
@@ -177,11 +183,9 @@ class _Session:
     def _say(text: str) -> None:
         print(f"sidecar exec: {text}", file=sys.stderr)
 
-    def _observer(self, log: AccessLog | None) -> IFlowObserver:
-        observers: list[IFlowObserver] = [*self._view.observers]
-        if log is not None:
-            observers.append(log)
-        return Observers([*observers, *_plugged_in(self._plan.config.observers)])
+    def _observer(self, more: Sequence[IFlowObserver]) -> IFlowObserver:
+        plugged_in = _plugged_in(self._plan.config.observers)
+        return Observers([*self._view.observers, *more, *plugged_in])
 
     def _verifier(self, runtime: Runtime, resolver: SystemResolver) -> IVerifier:
         policy = self._plan.config.policy
