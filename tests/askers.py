@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from turning import Turning
+    from typing_extensions import Self
 
     from sidecar.dns.resolvconf import NameServer
     from sidecar.lookups import Lookup
@@ -116,7 +117,7 @@ class Stage:
     udp: list[socket.socket] = field(default_factory=list)
     tcp: list[socket.socket] = field(default_factory=list)
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         self.seen = Seen()
         self.runtime = Runtime.make(self.turning.reactor)
         self.served = Served(self.turning.reactor)

@@ -53,6 +53,7 @@ class Scripted:
         fault: Given the query, the answer and whether it is a stream's, returns what to
             send instead, in order.
         family: AF_INET or AF_INET6.
+        port: 0 for any that is free.
 
     Attributes:
         asked: Name as it came, type and whether over TCP, in order.
@@ -65,10 +66,12 @@ class Scripted:
         records: Iterable[dns.RRHeader] = (),
         fault: Callable[[Message, Message, bool], list[bytes]] | None = None,
         family: socket.AddressFamily = socket.AF_INET,
+        port: int = 0,
     ) -> None:
         self._records = list(records)
         self._fault = fault
         self._family = family
+        self._wanted = port
         self.asked: list[tuple[str, int, bool]] = []
         self.queries: list[Message] = []
         self.ports: list[int] = []
@@ -76,7 +79,9 @@ class Scripted:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._tcp = stack.enter_context(socket.create_server((self.host, 0), family=self._family))
+            self._tcp = stack.enter_context(
+                socket.create_server((self.host, self._wanted), family=self._family)
+            )
             self.port: int = self._tcp.getsockname()[1]
             self._udp = stack.enter_context(socket.socket(self._family, socket.SOCK_DGRAM))
             self._udp.bind((self.host, self.port))
@@ -90,7 +95,10 @@ class Scripted:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         for sock in (self._udp, self._tcp):
             with suppress(OSError):
@@ -163,7 +171,9 @@ class Scripted:
             seen += 1
             rows = [each for each in self._records if each.name.name.decode().lower() == current]
             exists = exists or bool(rows)
-            answer.answers += [each for each in rows if each.type in {kind, dns.CNAME} or kind == 255]
+            answer.answers += [
+                each for each in rows if each.type in {kind, dns.CNAME} or kind == 255
+            ]
             found = any(each.type == kind for each in rows)
             target = [each.payload.name.name for each in rows if each.type == dns.CNAME]  # type: ignore[union-attr]
             if found or not target:

@@ -8,9 +8,9 @@ are (RFC 3597).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from io import BytesIO
 
+import msgspec
 from twisted.names import dns
 
 __all__ = [
@@ -162,8 +162,7 @@ class QuestionError(ValueError):
         self.reply = reply
 
 
-@dataclass(frozen=True, slots=True)
-class Edns:
+class Edns(msgspec.Struct, frozen=True):
     """What a message says by an OPT record (RFC 6891).
 
     Attributes:
@@ -181,8 +180,7 @@ class Edns:
     options: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """What somebody asks.
 
     Attributes:
@@ -216,8 +214,7 @@ class Question:
         return min(max(self.edns.size, _PLAIN_UDP_SIZE), _MAX_UDP_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
-class ExtendedError:
+class ExtendedError(msgspec.Struct, frozen=True):
     """Why, in a code and words (RFC 8914).
 
     Attributes:
@@ -229,8 +226,7 @@ class ExtendedError:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What is answered.
 
     Attributes:
@@ -246,7 +242,7 @@ class Reply:
     authority: tuple[dns.RRHeader, ...] = ()
     authentic: bool = False
     error: ExtendedError | None = None
-    options: bytes = field(default=b"")
+    options: bytes = b""
 
 
 # Reading

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.names import dns
@@ -54,8 +54,7 @@ __all__ = ["Answerer", "Asked"]
 _SUCCESSES = frozenset({dns.OK, dns.ENAME})
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """How a question came.
 
     Attributes:

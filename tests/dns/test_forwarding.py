@@ -6,7 +6,6 @@ import pytest
 from nameservers import Scripted, a
 from support import wait_for
 from turning import Turning, turning
-from twisted.internet.defer import Deferred
 from twisted.names import dns
 
 from sidecar.dns.asking import Outcome, Trouble
@@ -16,6 +15,8 @@ from sidecar.relay.poller import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from twisted.internet.defer import Deferred
 
     from sidecar.dns.asking import IAskingReactor
     from sidecar.dns.resolvconf import NameServer
@@ -39,7 +40,7 @@ class Forwarding:
     def ask(self, name: str) -> Deferred[Outcome]:
         waiting = self.forwarder.ask(Question(1, name.encode(), dns.A))
         waiting.addCallbacks(self.outcomes.append, lambda _: None)
-        return waiting  # type: ignore[return-value]
+        return waiting
 
     def close(self) -> None:
         self.forwarder.close()

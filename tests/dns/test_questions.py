@@ -10,7 +10,11 @@ from sidecar.policy.reach import Reach
 
 
 def decided(
-    name: bytes, kind: int = dns.A, default: str = "public", allow: tuple[str, ...] = (), deny: tuple[str, ...] = ()
+    name: bytes,
+    kind: int = dns.A,
+    default: str = "public",
+    allow: tuple[str, ...] = (),
+    deny: tuple[str, ...] = (),
 ) -> Forward | Local | Refused:
     return decide(Question(1, name, kind), Reach(policy(default, allow, deny)))
 
@@ -28,7 +32,7 @@ class TestLocal:
     @pytest.mark.parametrize("name", [b"localhost", b"LocalHost", b"db.localhost"])
     @pytest.mark.parametrize("default", ["deny", "public"])
     def test_localhost(self, name: bytes, default: str) -> None:
-        """localhost and what is below it are here, for nobody else to tell."""
+        """Localhost and what is below it are here, for nobody else to tell."""
         v4 = (name, dns.A, bytes([127, 0, 0, 1]))
         v6 = (name, dns.AAAA, bytes(15) + b"\x01")
         assert [v4] == rows(decided(name, dns.A, default))
@@ -97,7 +101,15 @@ class TestForward:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        "name", [b"b.example", b"x.a.example", b"my printer.a.example", b"a.example.evil.example", b"", b"_.a.example"]
+        "name",
+        [
+            b"b.example",
+            b"x.a.example",
+            b"my printer.a.example",
+            b"a.example.evil.example",
+            b"",
+            b"_.a.example",
+        ],
     )
     def test_not_allowed(self, name: bytes) -> None:
         """What no rule could is not."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,10 @@ if TYPE_CHECKING:
         ("# nameserver 9.9.9.9\nsearch example\n", ["127.0.0.1"]),
         ("nameserver 127.0.0.53\noptions edns0 trust-ad\n", ["127.0.0.53"]),
         ("nameserver\t9.9.9.9 # ours\nnameserver 2620:fe::fe\n", ["9.9.9.9", "2620:fe::fe"]),
-        ("nameserver 1.1.1.1\n" * 2 + "nameserver 1.1.1.2\nnameserver 1.1.1.3", ["1.1.1.1", "1.1.1.1", "1.1.1.2"]),
+        (
+            "nameserver 1.1.1.1\n" * 2 + "nameserver 1.1.1.2\nnameserver 1.1.1.3",
+            ["1.1.1.1", "1.1.1.1", "1.1.1.2"],
+        ),
         ("nameserver\nnameserver dns.example\nnameserver 9.9.9.9", ["9.9.9.9"]),
     ],
 )
@@ -34,7 +36,7 @@ def test_zone() -> None:
     assert found is not None
     assert (socket.AF_INET6, 53, socket.if_nametoindex("lo")) == (
         *(found.family, found.port),
-        found.sockaddr[3],
+        found.sockaddr[-1],
     )
 
 
@@ -47,7 +49,7 @@ def test_read_again(tmp_path: Path) -> None:
     assert ["9.9.9.9"] == [each.text for each in servers()]
     other = tmp_path / "other"
     other.write_text("nameserver 1.1.1.1\n", encoding="ascii")
-    os.replace(other, path)
+    other.replace(path)
     assert ["1.1.1.1"] == [each.text for each in servers()]
     path.unlink()
     assert ["1.1.1.1"] == [each.text for each in servers()]

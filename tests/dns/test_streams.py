@@ -15,13 +15,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.names import dns
 
-from sidecar.dns.server import Asked
 from sidecar.dns.tcp import StreamServerFactory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.dns.server import Answerer
+    from sidecar.dns.server import Answerer, Asked
     from sidecar.dns.tcp import _Stream
 
 
@@ -88,7 +87,8 @@ class TestSockets:
             assert 100 == len(stage.read_stream(connection, 100))
 
     @pytest.mark.parametrize(
-        "data", [struct.pack("!H", 5000) + bytes(5000), framed(b""), framed(b"\x00\x01\x80" + bytes(9))]
+        "data",
+        [struct.pack("!H", 5000) + bytes(5000), framed(b""), framed(b"\x00\x01\x80" + bytes(9))],
     )
     def test_rubbish(self, turn: Turning, data: bytes) -> None:
         """What is no question ends the connection."""
@@ -132,7 +132,7 @@ class TestTimes:
         transport = Transport()
         if protocol is not None:
             transport.served = protocol
-            protocol.makeConnection(transport)
+            protocol.makeConnection(transport)  # type: ignore[no-untyped-call]
         return protocol, transport
 
     def test_addresses(self) -> None:
@@ -140,7 +140,7 @@ class TestTimes:
         slow, factory = self.connect(Clock())
         protocol, _ = self.stream(factory)
         assert protocol is not None
-        protocol.dataReceived(framed(query("x.example")))
+        protocol.dataReceived(framed(query("x.example")))  # type: ignore[no-untyped-call]
         (asked,) = slow.asked
         assert ("192.0.2.53", "192.0.2.1:4711", True) == (
             *(asked.server, str(asked.source)),
@@ -155,7 +155,7 @@ class TestTimes:
         protocol, transport = self.stream(factory)
         assert protocol is not None
         for octet in data:
-            protocol.dataReceived(bytes([octet]))
+            protocol.dataReceived(bytes([octet]))  # type: ignore[no-untyped-call]
             clock.advance(0.1)
         clock.advance(10 - 0.1 * len(data) - 0.01)
         assert not transport.aborted
@@ -171,7 +171,7 @@ class TestTimes:
         assert protocol is not None
         for _ in range(5):
             clock.advance(9)
-            protocol.dataReceived(framed(query("x.example")))
+            protocol.dataReceived(framed(query("x.example")))  # type: ignore[no-untyped-call]
         clock.advance(9)
         slow.asked[0].send(b"answer")
         clock.advance(9)
@@ -192,7 +192,7 @@ class TestTimes:
         slow, factory = self.connect(Clock())
         protocol, transport = self.stream(factory)
         assert protocol is not None
-        protocol.dataReceived(framed(query("x.example")) * 40)
+        protocol.dataReceived(framed(query("x.example")) * 40)  # type: ignore[no-untyped-call]
         assert (16, "paused") == (len(slow.asked), transport.producerState)
         slow.asked[0].send(b"answer")
         assert (17, "paused") == (len(slow.asked), transport.producerState)
@@ -208,10 +208,10 @@ class TestTimes:
         slow, factory = self.connect(Clock())
         protocol, transport = self.stream(factory)
         assert protocol is not None
-        protocol.dataReceived(framed(query("x.example")))
+        protocol.dataReceived(framed(query("x.example")))  # type: ignore[no-untyped-call]
         protocol.abort()
         slow.asked[0].send(b"answer")
-        assert b"" == transport.value()
+        assert b"" == transport.value()  # type: ignore[no-untyped-call]
 
     def test_close(self) -> None:
         """All are ended at the end."""
@@ -226,7 +226,7 @@ class Transport(StringTransport):
     """As an intercepted connection's."""
 
     def __init__(self) -> None:
-        super().__init__(hostAddress=IPv6Address("TCP", "::ffff:192.0.2.53", 53))
+        super().__init__(hostAddress=IPv6Address("TCP", "::ffff:192.0.2.53", 53))  # type: ignore[no-untyped-call]
         self.aborted = False
         self.served: _Stream | None = None
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 _ports = itertools.count(20000)
 
 
-# In Debian: conntrack curl iproute2 iptables netcat-openbsd nftables util-linux wget.
+# In Debian: bind9-dnsutils conntrack curl iproute2 iptables netcat-openbsd nftables
+# util-linux wget.
 _PROGRAMS = (
-    *("conntrack", "curl", "ip", "ip6tables-restore", "iptables-restore"),
+    *("conntrack", "curl", "dig", "ip", "ip6tables-restore", "iptables-restore"),
     *("nc", "nft", "prlimit", "setpriv", "wget"),
 )
 

@@ -55,8 +55,18 @@ class TestAddress:
             ({}, PRIVATE, "a.example", False),
             ({"allow": ["10.0.0.0/8:5432"]}, PRIVATE, None, True),
             ({"allow": ["a.example:443"]}, PRIVATE, "a.example", False),
-            ({"allow": ["a.example:443"], "private_names": ["a.example"]}, PRIVATE, "a.example", True),
-            ({"allow": ["a.example:443"], "private_names": ["a.example"]}, PRIVATE, "b.example", False),
+            (
+                {"allow": ["a.example:443"], "private_names": ["a.example"]},
+                PRIVATE,
+                "a.example",
+                True,
+            ),
+            (
+                {"allow": ["a.example:443"], "private_names": ["a.example"]},
+                PRIVATE,
+                "b.example",
+                False,
+            ),
             ({"deny": [f"{PUBLIC}:25"]}, PUBLIC, None, True),
             ({"deny": [PUBLIC]}, PUBLIC, None, False),
         ],
@@ -72,7 +82,9 @@ class TestAddress:
 _PORTS = st.builds(
     lambda pair: f"{min(pair)}-{max(pair)}", st.tuples(st.integers(1, 65535), st.integers(1, 65535))
 )
-_HOSTS = st.sampled_from(["a.example", "*.example", "b.example", "*", PUBLIC, "10.0.0.0/8", "public"])
+_HOSTS = st.sampled_from(
+    ["a.example", "*.example", "b.example", "*", PUBLIC, "10.0.0.0/8", "public"]
+)
 _RULES = st.lists(st.builds("{}:{}".format, _HOSTS, _PORTS), max_size=4)
 
 

@@ -25,7 +25,10 @@ def test_read() -> None:
     found = read_svcb(WHOLE)
     assert (HEAD, [1, 4, 5, 6]) == (found.head, list(found.parameters))
     assert WHOLE == found.encode()
-    assert (b"\x00\x00\x00", {}) == (read_svcb(b"\x00\x00\x00").head, read_svcb(b"\x00\x00\x00").parameters)
+    assert (b"\x00\x00\x00", {}) == (
+        read_svcb(b"\x00\x00\x00").head,
+        read_svcb(b"\x00\x00\x00").parameters,
+    )
 
 
 def test_without() -> None:
@@ -47,7 +50,12 @@ def test_mandatory() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        *(WHOLE[:end] for end in range(len(WHOLE)) if end not in {len(HEAD), len(HEAD + ALPN), len(HEAD + ALPN + V4), len(HEAD + ALPN + V4 + E)}),
+        *(
+            WHOLE[:end]
+            for end in range(len(WHOLE))
+            if end
+            not in {len(HEAD), len(HEAD + ALPN), len(HEAD + ALPN + V4), len(HEAD + ALPN + V4 + E)}
+        ),
         HEAD + V4 + ALPN,
         HEAD + ALPN + ALPN,
         HEAD + parameter(IPV4HINT, b""),
