@@ -143,7 +143,7 @@ class Channel:
 
     def tell(self, word: Word, body: bytes = b"") -> None:
         """Send a message; nobody there to read it is no error."""
-        with suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.sock.send(word.value + body)
 
     def hear_from(self) -> Message:

@@ -119,6 +119,7 @@ class _Init:
         self._pids = alone.pids
         self._child = -1
         self._go = -1
+        self._stopped = False
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write)
@@ -158,7 +159,10 @@ class _Init:
             os.write(self._go, b"!")
             os.close(self._go)
         elif word is Word.SIGNAL and self._child > 0:
-            _kill(self._child, body[0])
+            self._reap()
+            # Who continues a group has continued the command with it.
+            if body[0] != signal.SIGCONT or self._stopped:
+                _kill(self._child, body[0])
         elif word is Word.SIGNAL:
             self._kill_all(body[0])
 
@@ -170,14 +174,17 @@ class _Init:
         """
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return False
             if pid == 0:
                 return True
             if pid != self._child:
                 continue
-            if os.WIFSTOPPED(status):
+            self._stopped = os.WIFSTOPPED(status)
+            if os.WIFCONTINUED(status):
+                continue
+            if self._stopped:
                 self._channel.tell(Word.STOPPED, bytes([os.WSTOPSIG(status)]))
             else:
                 self._child = 0

@@ -87,6 +87,7 @@ class Sandbox:
                 self.status = exit_status(_STATUS.unpack(body)[0])
             elif word is Word.STOPPED:
                 _stop(signal.Signals(body[0]))
+                self._channel.tell(Word.SIGNAL, bytes([signal.SIGCONT]))
             elif word is Word.ENDED_OTHERS:
                 self.outlived = True
             elif word is Word.ERROR:
@@ -120,8 +121,22 @@ def _stop(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    else:
+    elif _in_foreground():
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _in_foreground() -> bool:
+    """Whether a shell waits for us to end or stop; who else would continue us?"""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 @implementer(IReadDescriptor)

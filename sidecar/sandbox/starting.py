@@ -7,6 +7,7 @@ waited for twice.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from sidecar.sandbox.handover import Channel, Word, failure, receive_listeners
 if TYPE_CHECKING:
     from sidecar.sandbox.handover import Listeners
 
-__all__ = ["HELD_SIGNALS", "Started", "start"]
+__all__ = ["HELD_SIGNALS", "Interrupted", "Started", "open_missing", "start"]
 
 HELD_SIGNALS = frozenset(
     {
@@ -39,7 +40,21 @@ A terminal sends them to the command as well; what is meant for it alone is pass
 and we stop only when it has.
 """
 
+# Seconds. All takes a tenth of it, as a rule.
+_LOOK_FOR_SIGNALS = 0.2
 _ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """A signal came before the command could be run, and ends us.
+
+    Args:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Started:
@@ -67,10 +82,13 @@ class Started:
 
         Raises:
             NamespaceError: There is no sandbox, and why. Nothing is left of it.
+            Interrupted: Likewise.
         """
         with ExitStack() as stack:
             stack.callback(self.abandon)
+            self._wait_for_message()
             self.listeners = receive_listeners(self.channel, self.pid)
+            self._wait_for_message()
             message = self.channel.hear_from()
             if message.word is not Word.READY:
                 raise failure(message.body)
@@ -79,10 +97,15 @@ class Started:
         self.missing = tuple(message.body.decode(errors="replace").splitlines())
         return self.listeners
 
-    def pending(self) -> int | None:
-        """The signal that arrived before the command could, and ends us; None for none."""
-        pending = signal.sigpending()
-        return next((number for number in _ENDING if number in pending), None)
+    def _wait_for_message(self) -> None:
+        while True:
+            ready, _, _ = select.select([self.channel.fileno()], [], [], _LOOK_FOR_SIGNALS)
+            pending = signal.sigpending()
+            for number in _ENDING:
+                if number in pending:
+                    raise Interrupted(number)
+            if ready:
+                return
 
     def go(self) -> None:
         """Let the command run."""
@@ -96,6 +119,16 @@ class Started:
         os.waitpid(self.pid, 0)
 
 
+def open_missing() -> None:
+    """See that descriptors 0 to 2 are open, so that nothing of ours gets one of these numbers."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # noqa: PERF203 - three
+            # The lowest that is free, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def start(command: list[str]) -> Started:
     """Fork the set-up process, which begins at once.
 
@@ -107,8 +140,10 @@ def start(command: list[str]) -> Started:
     signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # None where it was closed when Python started.
+        if stream is not None:
+            stream.flush()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:

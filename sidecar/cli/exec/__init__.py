@@ -1,8 +1,13 @@
 """`sidecar exec -- CMD`: run a command with every connection of its seen, judged and relayed.
 
     (here)     the options; what happens in which order
+    logs       where the access log goes
+    plan       what the options come to
+    importing  imports that count
     serving    what runs in the reactor while the command runs
     reporting  what is said of it, and where
+    probing    names shown by certificates
+    learning   what --learn adds to its file
 
 Nothing here imports Twisted: the sandbox is forked first, and made while we import.
 """
@@ -96,22 +101,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
-    from sidecar.sandbox.starting import start
+    from sidecar.cli.exec.logs import open_log
+    from sidecar.sandbox.starting import Interrupted, open_missing, start
 
+    open_missing()
+    log = None if arguments.log is None else open_log(arguments.log)
     viewing.check(arguments)
     started = start(command)
     try:
         from sidecar.cli.exec import plan as planning
 
-        plan = planning.Plan.of(arguments)
+        plan = planning.Plan.of(arguments, log)
     except BaseException:
         started.abandon()
         raise
-    started.wait()
-    interrupted = started.pending()
-    if interrupted is not None:
-        started.abandon()
-        return _BY_SIGNAL + interrupted
+    try:
+        started.wait()
+    except Interrupted as interrupted:
+        return _BY_SIGNAL + interrupted.number
     _let_go_of_input()
     started.go()
     # The command runs. What it connects to meanwhile waits in the listeners.
@@ -134,7 +141,6 @@ def _serve(started: Started, plan: Plan) -> int:
 
 def _let_go_of_input() -> None:
     """Leave standard input and output to the command: others should notice when it closes them."""
-    sys.stdout.flush()
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for descriptor in (0, 1):
         os.dup2(nowhere, descriptor)

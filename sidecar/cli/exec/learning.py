@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sidecar.config.learning import PolicyFile, policy_text
 from sidecar.errors import ConfigError
 from sidecar.policy import Default, Policy
-from sidecar.policy.gathering import Gatherer
+from sidecar.policy.gathering import SEEN_MAX, Gatherer
 from sidecar.policy.learning import SIBLINGS_MIN, learn
 
 if TYPE_CHECKING:
@@ -102,7 +102,11 @@ class Learning:
             refused[_TOLD:] = [f"{len(refused) - _TOLD} more stay denied"]
         lines += [f"{self._path}: {each}" for each in refused]
         if gatherer.denied:
-            lines.append(f"nothing was learned from what was denied ({gatherer.denied} times)")
+            times = "once" if gatherer.denied == 1 else f"{gatherer.denied} times"
+            lines.append(f"something was denied {times}; what is denied is not learned")
         if gatherer.missed:
-            lines.append(f"too many hosts: {gatherer.missed} connections were not learned from")
+            lines.append(
+                f"more than {SEEN_MAX} hosts: {gatherer.missed} connections or lookups were not"
+                " learned from"
+            )
         return lines

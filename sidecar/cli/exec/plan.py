@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.config import COMMAND_LINE, Verify, load
-from sidecar.errors import ConfigError
+from sidecar.config import Verify, load
 
 if TYPE_CHECKING:
     import argparse
@@ -17,8 +14,6 @@ if TYPE_CHECKING:
     from sidecar.config import Config
 
 __all__ = ["Plan"]
-
-_DESCRIPTOR = re.compile(r"fd:(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +44,12 @@ class Plan:
         return self.config.policy.verify is Verify.CERTIFICATE
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Plan:
-        """Read the options and open what they name.
+    def of(cls, arguments: argparse.Namespace, log: int | None) -> Plan:
+        """Read the options.
+
+        Args:
+            arguments: What the command line says.
+            log: A descriptor for the access log; None for none.
 
         Raises:
             ConfigError: Something can't be used.
@@ -63,27 +62,13 @@ class Plan:
         )
         return cls(
             config=config,
-            log=None if arguments.log is None else _open_log(arguments.log),
+            log=log,
             fail_on_deny=arguments.fail_on_deny,
             verbosity=int(arguments.verbose) - int(arguments.quiet),
             command=arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd,
             learning=_learning(arguments),
             view=arguments,
         )
-
-
-def _open_log(where: str) -> int:
-    given = _DESCRIPTOR.fullmatch(where)
-    try:
-        if given is None:
-            # O_APPEND: several commands may share one file.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
-            return os.open(where, flags, 0o640)
-        # A descriptor of ours: the log's end closes it.
-        return os.dup(int(given[1]))
-    except OSError as error:
-        problem = f"can't be opened: {error.strerror}"
-        raise ConfigError(COMMAND_LINE, "--log", where, problem) from None
 
 
 def _learning(arguments: argparse.Namespace) -> Learning | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,7 @@ from sidecar.policy import Default
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.tcp import TransparentRelayFactory
 from sidecar.runtime import Runtime
+from sidecar.sandbox.draining import drained
 from sidecar.sandbox.outside import Sandbox
 from sidecar.sandbox.serving import serve_inside
 
@@ -39,11 +41,6 @@ if TYPE_CHECKING:
     from sidecar.sandbox.starting import Started
 
 __all__ = ["serve"]
-
-DRAIN = 2.0
-"""Seconds that connections may take to end after the last process inside has: what it
-sent is on its way, and mostly the other side closes at once."""
-_DRAIN_LOOK = 0.005
 
 _OWN_FAILURE = 125
 _DENIED = 77
@@ -115,6 +112,7 @@ class _Session:
     async def _run(self) -> None:
         reactor, plan, listeners = self._reactor, self._plan, self._listeners
         config = plan.config
+        _open_as_many_as_allowed()
         log = None
         if plan.log is not None:
             from sidecar.observe.access_log import AccessLog
@@ -152,10 +150,11 @@ class _Session:
             observer=Observers(asking),
         )
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
+        arrivals = listeners.tcp.fileno()
         serve_inside(runtime, listeners.tcp, factory)
         try:
             await sandbox.ended
-            await self._drained(runtime)
+            await drained(reactor, runtime, judge, arrivals)
         finally:
             await dns.stop()
             runtime.close()
@@ -196,13 +195,11 @@ class _Session:
             return certificates(policy, runtime)
         return Off() if policy.verify is Verify.OFF else Redial(resolver)
 
-    async def _drained(self, runtime: Runtime) -> None:
-        """Wait until what is under way has ended."""
-        deadline = self._reactor.seconds() + DRAIN
-        while runtime.admission.open and self._reactor.seconds() < deadline:
-            pause: defer.Deferred[None] = defer.Deferred()
-            self._reactor.callLater(_DRAIN_LOOK, pause.callback, None)
-            await pause
+
+def _open_as_many_as_allowed() -> None:
+    """Raise our own soft limit of descriptors; the command has its own already."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _steps(names: Sequence[str]) -> Sequence[IDecisionStep]:

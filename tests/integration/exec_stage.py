@@ -1,0 +1,121 @@
+"""Running `sidecar exec` in a network namespace of the test's own, as root and as nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from identities import as_nobody
+from integration.netns import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from integration.netns import Namespace
+
+__all__ = ["USERS", "Done", "Stage", "User", "sidecar"]
+
+User = Literal["root", "nobody"]
+# Standard error is for what goes wrong.
+SILENTLY = ("--quiet", "--summary", "none")
+USERS: tuple[User, ...] = ("root", "nobody")
+
+
+def sidecar(*arguments: str) -> list[str]:
+    """The command, with the modules that this process has."""
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from sidecar.cli import main; sys.exit(main())"
+    )
+    return [sys.executable, "-c", program, *arguments]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a run.
+
+    Attributes:
+        status: The exit status.
+        output: What was printed.
+        errors: What was complained about.
+        log: The access log's lines.
+    """
+
+    status: int
+    output: str
+    errors: str
+    log: list[dict[str, Any]]
+
+
+@dataclass
+class Stage:
+    """Where `sidecar exec` is run.
+
+    Attributes:
+        namespace: The network namespace that it is run in: "outside", to the command.
+        directory: Empty, and everybody may write there.
+        user: As whom.
+        options: Given to each run.
+        environment: Beside the usual.
+    """
+
+    namespace: Namespace
+    directory: Path
+    user: User
+    options: list[str] = field(default_factory=lambda: ["--default", "allow"])
+    environment: dict[str, str] = field(default_factory=dict)
+    _serial: int = 0
+
+    def command(self, *arguments: str) -> list[str]:
+        """The whole command line, as this user."""
+        command = sidecar("exec", *arguments)
+        if self.user == "root":
+            return command
+        self._serial += 1
+        stash = self.directory / f"stash{self._serial}"
+        stash.mkdir()
+        return as_nobody(command, stash)
+
+    def run(
+        self,
+        *command: str,
+        options: Sequence[str] | None = None,
+        stdin: str | None = None,
+        timeout: float = DEADLINE,
+    ) -> Done:
+        """Run a command to its end."""
+        self._serial += 1
+        log = self.directory / f"log{self._serial}"
+        chosen = self.options if options is None else options
+        done = self.namespace.run(
+            self.command("--log", str(log), *SILENTLY, *chosen, "--", *command),
+            stdin=stdin,
+            check=False,
+            timeout=timeout,
+            env=self._environment(),
+        )
+        lines = log.read_text().splitlines() if log.exists() else []
+        return Done(done.returncode, done.stdout, done.stderr, [json.loads(each) for each in lines])
+
+    def start(
+        self, *command: str, options: Sequence[str] | None = None, **popen: Any
+    ) -> subprocess.Popen[str]:
+        """Start a command."""
+        chosen = self.options if options is None else options
+        with self.namespace.entered():
+            return subprocess.Popen(
+                self.command(*SILENTLY, *chosen, "--", *command), env=self._environment(), text=True, **popen
+            )
+
+    def python(self, program: str, *arguments: str, **kwargs: Any) -> Done:
+        """Run Python text: what is installed for everybody, if there is one."""
+        return self.run("python3", "-c", program, *arguments, **kwargs)
+
+    def _environment(self) -> dict[str, str]:
+        misleading = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+        kept = {name: value for name, value in os.environ.items() if name.lower() not in misleading}
+        return {**kept, "LC_ALL": "C", **self.environment}
