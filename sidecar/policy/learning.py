@@ -155,6 +155,7 @@ class _Missing:
         policy = self.policy()
         named = NameIndex(rule for rule in policy.allow if rule.is_for_names)
         private = NameIndex(policy.private_names)
+        denied_names = NameIndex(rule for rule in policy.deny if rule.is_for_names)
         for seen in given:
             port = seen.port or _DNS_PORT
             for address in seen.addresses:
@@ -162,8 +163,8 @@ class _Missing:
                 if _suffices(decision, seen):
                     continue
                 target = _target(seen, address, port)
-                if decision.outcome is Outcome.NEED_MORE:
-                    # A deny rule for names has the port, and no name can be read.
+                if seen.muddled and denied_names.covers(port):
+                    # A deny rule could depend on the name, and none can be read.
                     self._refuse(target, Reason.DENIED_BY_RULE, None)
                 elif decision.reason in {Reason.DENIED_BY_RULE, Reason.ECH}:
                     self._refuse(target, decision.reason, decision)
@@ -189,7 +190,8 @@ class _Missing:
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {seen.host}", decision.reason, decision)
                 continue
-            lacking = decision.outcome is Outcome.DENY or self._answers_lack(seen, reach, private)
+            lacking = self._answers_lack(seen, reach, private)
+            lacking |= decision.outcome is Outcome.DENY
             named = decision.rule is not None and decision.rule.is_for_names
             # An address rule lets names be asked for that may lead there; not so here.
             is_reverse = seen.host.endswith(_REVERSE) and policy.default is Default.DENY
@@ -312,7 +314,7 @@ def _text(host: str, ports: Iterable[int]) -> str:
 
 
 def _target(seen: Seen, address: str, port: int) -> str:
-    return _text(seen.host or address, [port])
+    return _text(seen.host if seen.owned and seen.host else address, [port])
 
 
 def _why(host: str, ports: dict[int, list[Seen]]) -> str:
