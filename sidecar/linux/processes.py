@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BUDGET", "BURST", "SHARE", "ProcessFinder", "belongs_to", "open_diag"]
 
-BUDGET = 0.01
-"""Seconds that one lookup may take: some thousand descriptors, on a busy machine."""
+BUDGET = 0.02
+"""Seconds of the processor that one lookup may take: some thousand descriptors."""
 SHARE = 0.05
-"""Of all time, what lookups may take in the long run; beyond it they find nothing."""
+"""Of all time, what lookups may take of a processor's in the long run; beyond it they find
+nothing."""
 BURST = 0.25
-"""Seconds of lookups at once, before SHARE counts."""
+"""Seconds of the processor for lookups at once, before SHARE counts."""
 # Sockets seen on the way to another: more than a busy program has, 100 bytes each.
 _SEEN_MAX = 8192
 
@@ -82,14 +83,21 @@ class ProcessFinder:
         diag: From `open_diag`, in the network namespace of the tree; closed by `close`.
         root: The tree's first process.
         clock: Tells seconds.
+        used: Tells how many of them this thread has had a processor.
     """
 
     def __init__(
-        self, diag: socket.socket, root: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        diag: socket.socket,
+        root: int,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
     ) -> None:
         self._diag = diag
         self._root = root
         self._clock = clock
+        # A busy machine that makes us wait is no reason to find nothing.
+        self._used = used
         self._credit = BURST
         self._credited = clock()
         # The process that was found last, which mostly is the next as well.
@@ -110,9 +118,9 @@ class ProcessFinder:
             None if it is closed already, or its process can't be looked into, or that
             would take too long (`BUDGET`, `SHARE`). Never raises.
         """
-        began = self._clock()
-        self._credit = min(BURST, self._credit + SHARE * (began - self._credited))
-        self._credited = began
+        now, began = self._clock(), self._used()
+        self._credit = min(BURST, self._credit + SHARE * (now - self._credited))
+        self._credited = now
         if self._credit <= 0:
             return None
         try:
@@ -123,7 +131,7 @@ class ProcessFinder:
             # It has ended meanwhile, or we have been closed.
             return None
         finally:
-            self._credit -= self._clock() - began
+            self._credit -= self._used() - began
 
     def close(self) -> None:
         """Find nothing any more."""
@@ -143,7 +151,7 @@ class ProcessFinder:
                 if self._holds(pid, inode, deadline):
                     self._last = pid
                     return pid
-            if self._clock() > deadline:
+            if self._used() > deadline:
                 break
         while len(seen) > _SEEN_MAX:
             # The one that was seen first.
@@ -158,7 +166,7 @@ class ProcessFinder:
                 return True
             if held is not None:
                 self._seen[held] = pid
-            if self._clock() > deadline:
+            if self._used() > deadline:
                 # One such process is normal; there are never many.
                 self._interrupted = {pid: skipped + looked}
                 break

@@ -186,7 +186,7 @@ class TestBounds:
         for each in pairs:
             stack.enter_context(each)
         clock = Clock(BUDGET / 10)
-        finder = ProcessFinder(open_diag(), os.getpid(), clock)
+        finder = ProcessFinder(open_diag(), os.getpid(), clock, clock)
         stack.callback(finder.close)
         # The oldest is looked at last.
         assert finder.find(*ends(pairs[0])) is None
@@ -200,7 +200,7 @@ class TestBounds:
             stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(50)
         ]
         clock = Clock(BUDGET / 20)
-        finder = ProcessFinder(open_diag(), os.getpid(), clock)
+        finder = ProcessFinder(open_diag(), os.getpid(), clock, clock)
         stack.callback(finder.close)
         found = []
         for client in clients:
@@ -214,7 +214,7 @@ class TestBounds:
         """Lookups that take too much of the time stop, and come back later."""
         client = stack.enter_context(socket.create_connection(listener.getsockname()))
         clock = Clock(0.0)
-        finder = ProcessFinder(open_diag(), os.getpid(), clock)
+        finder = ProcessFinder(open_diag(), os.getpid(), clock, clock)
         stack.callback(finder.close)
         assert finder.find(*ends(client)) is not None
         clock.step = BURST
