@@ -152,7 +152,7 @@ class _Init:
     def _obey(self) -> None:
         message = self._channel.hear()
         if message is None:
-            self._kill_all(signal.SIGKILL)
+            self._kill_everybody()
             os._exit(FAILED)
         word, body = message
         if word is Word.GO:
@@ -201,9 +201,12 @@ class _Init:
         deadline = time.monotonic() + GRACE
         while self._reap() and (left := deadline - time.monotonic()) > 0:
             self._wait(left)
+        self._kill_everybody()
+
+    def _kill_everybody(self) -> None:
         while self._reap():
             self._kill_all(signal.SIGKILL)
-            self._wait(_AGAIN)
+            time.sleep(_AGAIN)
 
     def _kill_all(self, number: int) -> None:
         """Send everybody inside a signal; without a pid namespace, our own children.

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from integration.netns import Namespace
 
-__all__ = ["USERS", "Done", "Stage", "User", "sidecar"]
+__all__ = ["USERS", "Done", "Marked", "Stage", "User", "sidecar"]
 
 User = Literal["root", "nobody"]
 # Standard error is for what goes wrong.
@@ -32,6 +34,23 @@ def sidecar(*arguments: str) -> list[str]:
         f"import sys; sys.path[:] = {sys.path!r}; from sidecar.cli import main; sys.exit(main())"
     )
     return [sys.executable, "-c", program, *arguments]
+
+
+class Marked:
+    """An environment by which all that a command starts can be found again."""
+
+    def __init__(self) -> None:
+        self._mark = uuid.uuid4().hex
+        self.environment = {**os.environ, "SIDECAR_TEST": self._mark}
+
+    def alive(self) -> list[int]:
+        """The processes that have it."""
+        found = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if self._mark in (directory / "environ").read_text(errors="replace"):
+                    found.append(int(directory.name))
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,10 @@ class Stage:
         chosen = self.options if options is None else options
         with self.namespace.entered():
             return subprocess.Popen(
-                self.command(*SILENTLY, *chosen, "--", *command), env=self._environment(), text=True, **popen
+                self.command(*SILENTLY, *chosen, "--", *command),
+                env=self._environment(),
+                text=True,
+                **popen,
             )
 
     def python(self, program: str, *arguments: str, **kwargs: Any) -> Done:
