@@ -19,6 +19,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast
 
 from sidecar.config.file import load_file
+from sidecar.config.rule_places import find_lists
 from sidecar.config.tree import PolicyConfig
 from sidecar.errors import ConfigError
 from sidecar.policy import Default
@@ -30,11 +31,11 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from tomlkit import TOMLDocument
     from tomlkit.items import Array, Table
 
+    from sidecar.config.rule_places import ListPlace
     from sidecar.policy import Policy
 
 __all__ = ["PolicyFile", "policy_text"]
@@ -75,8 +76,7 @@ class PolicyFile:
             ConfigError: It is no configuration, its rules can't be added to, or it
                 can't be written.
         """
-        _check_place(path)
-        if not Path(path).exists():
+        if not _check_place(path):
             return cls(path, None, PolicyConfig(default=Default.DENY).build(), Default.DENY)
         config = load_file(path).policy
         try:
@@ -99,10 +99,13 @@ class PolicyFile:
             return _HEADER + policy_text(lesson)
         try:
             written = _added(self.text, lesson)
+            found = tomllib.loads(written)
         except Exception as error:  # noqa: BLE001 - the library has errors of many kinds
             raise self._unfit(str(error)) from None
-        if tomllib.loads(written) != _expected(tomllib.loads(self.text), lesson):
-            raise self._unfit("they would not be what was meant")
+        rest = iter(written)
+        kept = all(each in rest for each in self.text)
+        if not kept or found != _expected(tomllib.loads(self.text), lesson):
+            raise self._unfit("write allow and private_names as lists in [policy], if only empty")
         return written
 
     def add(self, lesson: Lesson) -> bool:
@@ -152,31 +155,55 @@ def _list(key: str, rules: Sequence[LearnedRule]) -> list[str]:
 
 
 def _added(text: str, lesson: Lesson) -> str:
+    wanted = {"allow": lesson.allow, "private_names": lesson.private_names}
+    if "policy" not in tomllib.loads(text):
+        gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+        return _with_newlines_of(text, text + gap + policy_text(lesson))
+    lists = find_lists(text)
+    missing = {key: rules for key, rules in wanted.items() if rules and key not in lists}
+    written = text
+    # From the last on, so that the places before it stay true.
+    for key, place in sorted(lists.items(), key=lambda each: -each[1].end):
+        if rules := wanted.get(key):
+            written = _extended(written, place, rules)
+    return _with_newlines_of(text, _with_keys(written, missing) if missing else written)
+
+
+def _extended(text: str, place: ListPlace, rules: Sequence[LearnedRule]) -> str:
+    """Add to a list, before its end, in lines of their own."""
+    end, after = place.end, place.after
+    line = text.rfind("\n", 0, end) + 1
+    alone = not text[line:end].strip(" \t")
+    at = line if alone else end
+    # Only white space and comments are left behind the last rule, and perhaps a comma.
+    needs_comma = after is not None and "," not in re.sub(r"#[^\n]*", "", text[after:end])
+    head = text[:at] if not needs_comma else f"{text[:after]},{text[after:at]}"
+    indent = _indent_before(text, after)
+    added = "".join(f'{indent}"{rule.text}", # {rule.comment}\n' for rule in rules)
+    return f"{head}{'' if alone else chr(10)}{added}{text[at:]}"
+
+
+def _indent_before(text: str, after: int | None) -> str:
+    """How the line of a rule begins, if that is where the rule does."""
+    if after is not None:
+        line = text[text.rfind("\n", 0, after) + 1 : after]
+        if found := re.fullmatch(r"([ \t]+)([\"']).*", line):
+            return found[1]
+    return _INDENT
+
+
+def _with_keys(text: str, missing: Mapping[str, Sequence[LearnedRule]]) -> str:
+    """Add lists that aren't there yet."""
     import tomlkit
 
     document = tomlkit.parse(text)
-    if document.as_string() != text:
-        raise ValueError("it would not be kept as it is")
-    if "policy" not in document:
-        gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
-        return text + gap + _with_newlines_of(text, policy_text(lesson))
-    for key, rules in (("allow", lesson.allow), ("private_names", lesson.private_names)):
-        if rules:
-            _extend(document, key, rules)
-    return _with_newlines_of(text, document.as_string())
-
-
-def _extend(document: TOMLDocument, key: str, rules: Sequence[LearnedRule]) -> None:
-    import tomlkit
-
     policy = cast("Table", document["policy"])
-    there = cast("Array | None", policy.get(key))
-    array = tomlkit.array() if there is None else there
-    indent = _indent_of(array.as_string())
-    for rule in rules:
-        array.add_line(rule.text, indent=indent, comment=rule.comment)
-    if there is None:
+    for key, rules in missing.items():
+        array = tomlkit.array()
+        for rule in rules:
+            array.add_line(rule.text, indent=_INDENT, comment=rule.comment)
         _add_key(policy, key, array)
+    return document.as_string()
 
 
 def _add_key(policy: Table, key: str, array: Array) -> None:
@@ -191,12 +218,6 @@ def _add_key(policy: Table, key: str, array: Array) -> None:
     policy.add(key, array)
     for _, item in reversed(tail):
         policy.value.append(None, item)
-
-
-def _indent_of(array: str) -> str:
-    """How a list's lines begin."""
-    found = re.search(r"\n([ \t]+)[\"'#]", array)
-    return found[1] if found else _INDENT
 
 
 def _with_newlines_of(text: str, written: str) -> str:
@@ -218,24 +239,27 @@ def _expected(raw: dict[str, Any], lesson: Lesson) -> dict[str, Any]:
 # The file
 
 
-def _check_place(path: str) -> None:
-    """Find out whether the file could be written."""
-    target = Path(os.path.realpath(path))
+def _check_place(path: str) -> bool:
+    """Find out whether the file could be written; and whether it is there."""
     problem = None
+    status = None
     try:
-        if target.exists():
-            if not stat.S_ISREG(target.stat().st_mode):
-                problem = "not a regular file, which is what can be learned into"
-            elif not os.access(target, os.W_OK):
-                problem = "not writable"
+        target = Path(os.path.realpath(path))
+        with suppress(FileNotFoundError):
+            status = target.stat()
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            problem = "not a regular file, which is what can be learned into"
+        elif status is not None and not os.access(target, os.W_OK):
+            problem = "not writable"
         elif not target.parent.is_dir():
             problem = f"there is no directory {target.parent}"
-        if problem is None and not os.access(target.parent, os.W_OK | os.X_OK):
+        elif not os.access(target.parent, os.W_OK | os.X_OK):
             problem = f"the directory {target.parent} is not writable, and the file is replaced"
     except (OSError, ValueError) as error:
         problem = f"can't be used: {getattr(error, 'strerror', None) or error}"
     if problem is not None:
         raise ConfigError(path, None, None, problem)
+    return status is not None
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import AddressError, ConfigError
 from sidecar.policy import Rule, parse_name_rule, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["with_rules"]
+__all__ = ["ListPlace", "find_lists", "with_rules"]
 
 _RULE_KEYS: dict[str, Callable[[str, str], Rule]] = {
     "allow": parse_rule,
@@ -71,29 +72,67 @@ def with_rules(
     return {**raw, "policy": read}
 
 
-def _lines_of_rules(text: str) -> dict[str, list[int]]:
-    """Find the lines on which the strings in each list of rules start.
+@dataclass(frozen=True, slots=True)
+class ListPlace:
+    """Where a list of rules is in a text.
+
+    Attributes:
+        after: The position behind the last rule's quotes; None if there is no rule.
+        end: The position of the closing bracket.
+    """
+
+    after: int | None
+    end: int
+
+
+def find_lists(text: str) -> dict[str, ListPlace]:
+    """Find the lists of rules, by their keys; not those that aren't there.
 
     Args:
         text: Valid TOML. No other table than [policy] has these keys.
     """
+    lists: dict[str, ListPlace] = {}
+    after: int | None = None
+    for key, token in _tokens_of_lists(text):
+        if token.lastgroup == "end":
+            lists[key] = ListPlace(after, token.start())
+            after = None
+        else:
+            after = token.end()
+    return lists
+
+
+def _lines_of_rules(text: str) -> dict[str, list[int]]:
+    """Find the lines on which the strings in each list of rules start.
+
+    Args:
+        text: As `find_lists` takes it.
+    """
     lines: dict[str, list[int]] = {key: [] for key in _RULE_KEYS}
-    current: str | None = None
     line, counted = 1, 0
+    for key, token in _tokens_of_lists(text):
+        if token.lastgroup == "string":
+            start = token.start()
+            line += text.count("\n", counted, start)
+            counted = start
+            lines[key].append(line)
+    return lines
+
+
+def _tokens_of_lists(text: str) -> Iterator[tuple[str, re.Match[str]]]:
+    """Each string and each end of the lists of rules, with the list's key."""
+    current: str | None = None
     for token in _TOKEN.finditer(text):
         found = token.lastgroup
-        if found == "string":
-            if current is not None:
-                start = token.start()
-                line += text.count("\n", counted, start)
-                counted = start
-                lines[current].append(line)
-            elif _EQUALS.match(text, token.end()):
+        if found == "key":
+            current = token[0]
+        elif current is None:
+            if found == "string" and _EQUALS.match(text, token.end()):
                 # A key in quotes.
                 key = token[0][1:-1]
-                current = key if key in lines else None
-        elif found == "key":
-            current = token[0]
+                current = key if key in _RULE_KEYS else None
+        elif found == "string":
+            yield current, token
         elif found == "end":
+            yield current, token
             current = None
-    return lines
