@@ -139,19 +139,21 @@ class PolicyFile:
 def policy_text(lesson: Lesson) -> str:
     """Write a whole ``[policy]`` that denies all but what was learned."""
     lines = ["[policy]", 'default = "deny"']
-    lines += _list("allow", lesson.allow)
+    lines += [f"allow = {_list(lesson.allow)}"]
     if lesson.private_names:
         lines += ["# These may lead to addresses that are not public."]
-        lines += _list("private_names", lesson.private_names)
+        lines += [f"private_names = {_list(lesson.private_names)}"]
     return "\n".join(lines) + "\n"
 
 
-def _list(key: str, rules: Sequence[LearnedRule]) -> list[str]:
+def _list(rules: Sequence[LearnedRule]) -> str:
+    if not rules:
+        return "[]"
     # No rule needs escapes.
     items = [f'{_INDENT}"{rule.text}",' for rule in rules]
-    width = max(map(len, items), default=0)
+    width = max(map(len, items))
     lines = [f"{item:{width}} # {rule.comment}" for item, rule in zip(items, rules, strict=True)]
-    return [f"{key} = [", *lines, "]"] if lines else [f"{key} = []"]
+    return "\n".join(("[", *lines, "]"))
 
 
 def _added(text: str, lesson: Lesson) -> str:
@@ -199,10 +201,8 @@ def _with_keys(text: str, missing: Mapping[str, Sequence[LearnedRule]]) -> str:
     document = tomlkit.parse(text)
     policy = cast("Table", document["policy"])
     for key, rules in missing.items():
-        array = tomlkit.array()
-        for rule in rules:
-            array.add_line(rule.text, indent=_INDENT, comment=rule.comment)
-        _add_key(policy, key, array)
+        array = tomlkit.value(_list(rules))
+        _add_key(policy, key, cast("Array", array))
     return document.as_string()
 
 

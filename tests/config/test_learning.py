@@ -29,6 +29,7 @@ LESSON = Lesson(
     (LearnedRule("db.corp", "led to 10.1.2.3"),),
 )
 ALLOW = ('    "a.org:443", # 3 connections', '    "db.corp:5432", # 1 connection')
+ALIGNED = ('    "a.org:443",    # 3 connections', ALLOW[1])
 PRIVATE = ('    "db.corp", # led to 10.1.2.3',)
 POLICY = """\
 [policy]
@@ -112,13 +113,13 @@ class TestMerged:
             (
                 'default = "deny" # no\n\n# about limits\n[limits]\n',
                 (
-                    *('default = "deny" # no', "allow = [", *ALLOW, "]", "private_names = ["),
+                    *('default = "deny" # no', "allow = [", *ALIGNED, "]", "private_names = ["),
                     *(*PRIVATE, "]", "", "# about limits", "[limits]\n"),
                 ),
             ),
             (
                 'private_names = ["y" # mine\n]\n',
-                ('private_names = ["y", # mine', *PRIVATE, "]", "allow = [", *ALLOW, "]\n"),
+                ('private_names = ["y", # mine', *PRIVATE, "]", "allow = [", *ALIGNED, "]\n"),
             ),
         ],
     )
