@@ -24,6 +24,7 @@ _SUBCOMMANDS = {
     "exec": "run a command with every connection of its seen, judged and relayed, without root",
     "rules": "show, apply, check or remove the rules that route connections into sidecar",
     "policy": "check a file's rules, or say what they do with a connection and why",
+    "doctor": "see what works on this machine, and what mends the rest; try to get out of exec",
     "demo": "see interception at work in a namespace of its own, with no internet",
 }
 

@@ -1,0 +1,286 @@
+"""The outside: a namespace of the test's own, listeners in it, and `sidecar exec` beside them.
+
+Each attempt is first made without exec, as far as it can be without harm: what doesn't
+get out then shows nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, IO
+
+from sidecar.cli.demo import children
+from sidecar.cli.doctor.trial import enter_namespaces
+from sidecar.cli.leak_test import showing
+from sidecar.cli.leak_test.attempts import Attempt, Expected, Outside
+from sidecar.cli.leak_test.inside import ATTEMPTS, serve
+from sidecar.cli.leak_test.listening import NETLINK_PORT, PORT, Listeners
+from sidecar.cli.leak_test.outcomes import Came, Outcome, judge
+from sidecar.errors import NamespaceError, SidecarError
+from sidecar.linux.namespaces import explain_refusal, has_capabilities, set_up_loopback
+from sidecar.linux.syscalls import CLONE_NEWNET, unshare
+from sidecar.sandbox.addresses import EVERYWHERE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sidecar.addresses import SocketAddress
+
+__all__ = ["main"]
+
+# linux/capability.h
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+# For documentation (RFC 5737, RFC 3849): nobody's.
+_HOST = ("203.0.113.1", "2001:db8:2::1")
+_ANYBODY = ("198.51.100.1", "2001:db8:1::1")
+_ALLOWED = "198.51.100.200"
+_POLICY = (
+    *("--default", "deny"),
+    *("--allow", f"{_ALLOWED}:{PORT}"),
+    # What may be asked of DNS depends on names that may be allowed.
+    *("--allow", "allowed.example:443"),
+)
+# Seconds in which what is under way arrives: all is on loopback.
+_SETTLING = 0.03
+_LATE = 0.5
+# Seconds for an answer from inside; attempts give up before.
+_PATIENCE = 20.0
+_OWN_FAILURE = 125
+
+
+class LeakTestError(SidecarError):
+    """The test can't be made.
+
+    Args:
+        problem: Why.
+    """
+
+
+def main() -> int:
+    """Make the test in this process and its children.
+
+    sys.argv has "json" or "text", and the parent's process id.
+
+    Returns:
+        The exit status.
+    """
+    as_json, parent = sys.argv[1] == "json", int(sys.argv[2])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with ExitStack() as stack:
+            return _play(parent, stack, as_json=as_json)
+    except SidecarError as error:
+        print(f"sidecar doctor --leak-test: {error}", file=sys.stderr)
+        return 1
+
+
+def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
+    _enter()
+    children.die_with(parent)
+    versions = set_up_loopback([_parse(each) for each in _HOST], EVERYWHERE)
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-leak-")))
+    directory.chmod(0o755)
+    abstract = f"sidecar-leak-test-{os.getpid()}"
+    listeners = Listeners(directory, abstract)
+    stack.callback(listeners.close)
+    victim = _victim(stack)
+    outside = Outside(
+        ipv4=_ANYBODY[0],
+        ipv6=_ANYBODY[1],
+        host=_HOST[0],
+        allowed=_ALLOWED,
+        port=PORT,
+        abstract=abstract,
+        path=listeners.path,
+        netlink=NETLINK_PORT,
+        init=0,
+        victim=victim,
+        sidecar=0,
+    )
+    shown = showing.Shown(as_json=as_json, versions=versions, listeners=listeners)
+    shown.introduce(_POLICY)
+    controls = dict(_without_exec(outside, listeners))
+    for attempt, outcome in _in_exec(outside, listeners):
+        shown.show(attempt, judge(attempt, outcome, controls.get(attempt.name)))
+    for name, title in (
+        ("killed_inside", "sidecar killed from inside, by its process group"),
+        ("killed_outside", "sidecar killed from outside"),
+    ):
+        attempt = Attempt(name, title, lambda _: "", control=False)
+        outcome = _killed(name.rpartition("_")[2], outside, listeners)
+        shown.show(attempt, judge(attempt, outcome, None))
+    return shown.sum_up()
+
+
+def _parse(text: str):  # noqa: ANN202
+    from ipaddress import ip_address
+
+    return ip_address(text)
+
+
+def _enter() -> None:
+    """Move into a network namespace of the test's own, as the user that we are."""
+    if not has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN):
+        enter_namespaces()
+        return
+    # Root stays who it is: exec has different ways for it.
+    try:
+        unshare(CLONE_NEWNET)
+    except OSError as error:
+        raise explain_refusal(error.errno or 0, user=False) from None
+
+
+def _victim(stack: ExitStack) -> int:
+    """Start a process of the same user that does nothing."""
+    command = [sys.executable, "-I", "-S", "-c", "input()"]
+    process = subprocess.Popen(  # noqa: S603 - our own
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"LEAK_TEST": "an environment that is nobody's business"},
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    if process.stdin is not None:
+        stack.callback(process.stdin.close)
+    return process.pid
+
+
+def _without_exec(outside: Outside, listeners: Listeners) -> Iterator[tuple[str, Outcome]]:
+    """Make the attempts here, where nothing holds them."""
+    questions, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(questions[1])
+            os.close(answers[0])
+            # The end of ours is the end of this one.
+            with os.fdopen(questions[0]) as reading, os.fdopen(answers[1], "w") as writing:
+                serve(reading, writing)
+        finally:
+            os._exit(0)
+    os.close(questions[0])
+    os.close(answers[1])
+    try:
+        with os.fdopen(questions[1], "w") as asking, os.fdopen(answers[0], "rb", 0) as hearing:
+            chosen = [each for each in ATTEMPTS if each.control]
+            for attempt, outcome in _converse(chosen, outside, asking, hearing, listeners):
+                yield attempt.name, outcome
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _in_exec(outside: Outside, listeners: Listeners) -> Iterator[tuple[Attempt, Outcome]]:
+    """Make the attempts in the sandbox."""
+    listeners.arrived()
+    command = children.python("sidecar.cli.leak_test.inside", "main")
+    with _sidecar(command, listeners) as process:
+        try:
+            if process.stdin is None or process.stdout is None:
+                raise LeakTestError("no pipes")
+            seen = replace(outside, init=1, sidecar=process.pid)
+            yield from _converse(ATTEMPTS, seen, process.stdin, process.stdout, listeners)
+            process.stdin.close()
+            process.wait(_PATIENCE)
+        finally:
+            process.kill()
+    late = Attempt("late", "whatever came later", lambda _: "", control=False)
+    time.sleep(_LATE)
+    yield late, Outcome(Came.REFUSED, "all is over", tuple(listeners.arrived()))
+
+
+def _sidecar(command: list[str], listeners: Listeners) -> subprocess.Popen[bytes]:
+    """Start `sidecar exec`, with a connection to the listeners left open."""
+    inherited = listeners.inheritable.fileno()
+    arguments = ("exec", "-q", "--summary", "none", *_POLICY, "--", *command)
+    return subprocess.Popen(  # noqa: S603 - our own
+        children.tethered(children.python("sidecar.cli", "main", *arguments)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=(inherited,),
+        cwd="/",
+        # One attempt kills its process group.
+        start_new_session=True,
+    )
+
+
+def _converse(
+    attempts: tuple[Attempt, ...] | list[Attempt],
+    outside: Outside,
+    asking: IO[str] | IO[bytes],
+    hearing: IO[bytes],
+    listeners: Listeners,
+) -> Iterator[tuple[Attempt, Outcome]]:
+    """Have attempts made, one after the other, and look at what arrives meanwhile."""
+    _tell(asking, json.dumps(asdict(outside)))
+    for attempt in attempts:
+        _tell(asking, attempt.name)
+        arrived: list[str] = []
+        line = _hear(hearing, listeners, arrived)
+        answer = json.loads(line)
+        time.sleep(_SETTLING)
+        arrived += listeners.arrived()
+        yield attempt, Outcome(Came(answer["came"]), answer["detail"], tuple(arrived))
+
+
+def _tell(asking: IO[str] | IO[bytes], text: str) -> None:
+    os.write(asking.fileno(), text.encode() + b"\n")
+
+
+def _hear(hearing: IO[bytes], listeners: Listeners, arrived: list[str]) -> bytes:
+    deadline = time.monotonic() + _PATIENCE
+    received = b""
+    while not received.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        ready, _, _ = select.select([hearing, *listeners.filenos()], [], [], max(left, 0))
+        if not ready:
+            raise LeakTestError("there is no answer from inside")
+        arrived += listeners.arrived()
+        if hearing in ready:
+            chunk = os.read(hearing.fileno(), 65536)
+            if not chunk:
+                raise LeakTestError("the attempts could not be made: their process has ended")
+            received += chunk
+    return received
+
+
+def _killed(how: str, outside: Outside, listeners: Listeners) -> Outcome:
+    """Kill sidecar while processes inside go on sending; see that they end, and nothing arrives."""
+    listeners.arrived()
+    seen = json.dumps(asdict(replace(outside, init=1)))
+    command = children.python("sidecar.cli.leak_test.inside", "linger", how, seen)
+    with _sidecar(command, listeners) as process:
+        if process.stdin is None or process.stdout is None:
+            raise LeakTestError("no pipes")
+        arrived: list[str] = []
+        _hear(process.stdout, listeners, arrived)
+        if how == "outside":
+            process.kill()
+        else:
+            _tell(process.stdin, "now")
+        began = time.monotonic()
+        # To the end of the stream: whoever is inside has the other end of it.
+        while process.stdout in select.select([process.stdout], [], [], _PATIENCE)[0]:
+            if not os.read(process.stdout.fileno(), 65536):
+                break
+        else:
+            process.kill()
+            arrived.append("processes inside go on")
+        seconds = time.monotonic() - began
+        process.wait(_PATIENCE)
+    time.sleep(_LATE)
+    arrived += listeners.arrived()
+    return Outcome(Came.REFUSED, f"all inside ended with it, in {seconds:.2f} s", tuple(arrived))
