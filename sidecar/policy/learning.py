@@ -75,8 +75,8 @@ class Refusal:
     rule: str | None
 
     def __str__(self) -> str:
-        by = f" by {self.rule}" if self.rule else ""
-        return f"{self.target} stays denied{by} ({self.reason})"
+        because = f"by {self.rule}" if self.rule else f"({self.reason})"
+        return f"{self.target} stays denied {because}"
 
 
 @dataclass(frozen=True, slots=True)

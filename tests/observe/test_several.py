@@ -4,7 +4,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from sidecar.flow import Flow, ListenerKind
-from sidecar.interfaces import IFlowObserver, IOpeningObserver
+from sidecar.interfaces import IDNSObserver, IFlowObserver, IOpeningObserver
+from sidecar.lookups import Lookup
 from sidecar.observe.several import Observers
 
 
@@ -56,3 +57,29 @@ def test_beginnings() -> None:
     flow = Flow(ListenerKind.OUTBOUND, None, None, None)
     observers.flow_opened(flow)
     assert [[flow]] * 2 == [recorder.opened for recorder in early]
+
+
+@implementer(IDNSObserver)
+class Listener:
+    """Wants to know of lookups alone."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.lookups: list[Lookup] = []
+        self._broken = broken
+
+    def lookup_ended(self, lookup: Lookup) -> None:
+        """Take note."""
+        self.lookups.append(lookup)
+        if self._broken:
+            raise ZeroDivisionError
+
+
+def test_lookups() -> None:
+    """Who wants to know of lookups is told, also after one that fails, and of nothing else."""
+    listeners = Listener(broken=True), Listener()
+    observers = Observers((listeners[0], Recorder(), listeners[1]))
+    assert verifyObject(IDNSObserver, observers)
+    lookup = Lookup("a.example", "A", "NOERROR")
+    observers.lookup_ended(lookup)
+    observers.flow_ended(Flow(ListenerKind.OUTBOUND, None, None, None))
+    assert [[lookup]] * 2 == [listener.lookups for listener in listeners]

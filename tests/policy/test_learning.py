@@ -163,27 +163,27 @@ class TestDenied:
             (
                 policy(deny="*:25"),
                 seen("mx.org", 25, PUBLIC),
-                "mx.org:25 stays denied by *:25 (p.toml:2) (denied_by_rule)",
+                "mx.org:25 stays denied by *:25 (p.toml:2)",
             ),
             (
                 policy(deny="*.org"),
                 seen("a.org", 443, PUBLIC),
-                "a.org:443 stays denied by *.org (p.toml:2) (denied_by_rule)",
+                "a.org:443 stays denied by *.org (p.toml:2)",
             ),
             (
                 policy(deny="a.org"),
                 seen("a.org", 443, PUBLIC, owned=False),
-                "9.9.9.1:443 stays denied by a.org (p.toml:2) (denied_by_rule)",
+                "9.9.9.1:443 stays denied by a.org (p.toml:2)",
             ),
             (
                 policy(deny="a.org"),
                 seen("a.org", None, PUBLIC),
-                "the lookup of a.org stays denied by a.org (p.toml:2) (denied_by_rule)",
+                "the lookup of a.org stays denied by a.org (p.toml:2)",
             ),
             (
                 policy(deny="private"),
                 seen("db.corp", None, PRIVATE),
-                "the lookup of db.corp stays denied by private (p.toml:2) (denied_by_rule)",
+                "the lookup of db.corp stays denied by private (p.toml:2)",
             ),
             (
                 policy(deny="b.org"),

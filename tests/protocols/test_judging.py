@@ -466,3 +466,68 @@ class TestDecided:
         stack.enter_context(upstream)
         assert server.getsockname() == upstream.getpeername()
         assert b"220 ready\r\n" == upstream.recv(99)
+
+
+class TestCurious:
+    """Where somebody learns from a run, clients are heard whose name changes nothing."""
+
+    @pytest.fixture(autouse=True)
+    def _undialled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # As it would be while the client is heard (TestDecided.test_early_upstream).
+        monkeypatch.setattr(Judging, "_dial_early", lambda _: None)
+
+    @pytest.fixture
+    def judge(self, verifier: Asked) -> Judge:
+        policy = Policy(default=Default.DENY, allow=[parse_rule("9.9.9.1")])
+        return Judge(policy, verifier, silence=3600.0, patience=3600.0, curious=True)
+
+    def test_named(self, turning: Turning, scene: Scene) -> None:
+        """The flow has its client's name; what was read goes along."""
+        assert [] == scene.allowed
+        scene.client.say(HELLO)
+        turning.until(lambda: scene.allowed)
+        expected = Allowed(scene.connection, scene.flow, (DESTINATION,), HELLO, None)
+        assert [expected] == scene.allowed
+        assert (NAME, "rule") == (scene.flow.host, scene.flow.reason)
+
+    def test_silent(self, turning: Turning, stack: ExitStack, runtime: Runtime) -> None:
+        """One that says nothing goes without a name."""
+        policy = Policy(default=Default.ALLOW)
+        judge = Judge(policy, Asked(), silence=0.01, patience=3600.0, curious=True)
+        scene = Scene(turning, stack, runtime, judge)
+        turning.until(lambda: scene.allowed)
+        assert (None, None, Verdict.ALLOW) == (
+            scene.flow.host,
+            scene.flow.problem,
+            scene.flow.verdict,
+        )
+
+    @pytest.mark.parametrize(
+        ("data", "problem"),
+        [
+            (hello(server_name(b"a..b")), "invalid_host"),
+            (b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", "hello_truncated"),
+        ],
+    )
+    def test_muddled(self, turning: Turning, scene: Scene, data: bytes, problem: str) -> None:
+        """What would be denied where the name counts is only noted."""
+        scene.client.say(data)
+        turning.until(lambda: scene.allowed)
+        assert (problem, Verdict.ALLOW) == (scene.flow.problem, scene.flow.verdict)
+        assert data == scene.allowed[0].data
+
+    def test_slow(self, turning: Turning, scene: Scene, judge: Judge) -> None:
+        """So is one that takes too long."""
+        scene.judging._patience = judge.patience = 0.01
+        scene.client.say(HELLO[:9])
+        turning.until(lambda: scene.allowed)
+        assert ("peek_timeout", HELLO[:9]) == (scene.flow.problem, scene.allowed[0].data)
+
+    def test_denied(self, turning: Turning, stack: ExitStack, runtime: Runtime) -> None:
+        """What is denied stays denied, for its reason."""
+        policy = Policy(default=Default.DENY)
+        judge = Judge(policy, Asked(), silence=3600.0, patience=3600.0, curious=True)
+        scene = Scene(turning, stack, runtime, judge)
+        scene.client.say(HELLO)
+        assert DENIED == scene.client.read_to_end()
+        assert [Verdict.DENY, "default", FlowEnd.DENIED, []] == ended(scene)

@@ -74,10 +74,12 @@ class Learning:
                 been.
         """
         gatherer = self._gatherer
-        if gatherer is None or (status and not gatherer.seen):
-            return [f"nothing was learned into {self._path}"]
+        if gatherer is None:
+            return []
+        if status and not gatherer.seen:
+            return [f"nothing was learned into {self._path}", *_left_out(gatherer)]
         try:
-            return self._add(gatherer)
+            return [*self._add(gatherer), *_left_out(gatherer)]
         except ConfigError as error:
             nothing = Policy(default=Default.DENY)
             lost = policy_text(learn(gatherer.seen, nothing, siblings=self._siblings))
@@ -100,13 +102,17 @@ class Learning:
         refused = list(map(str, lesson.refused))
         if len(refused) > _TOLD:
             refused[_TOLD:] = [f"{len(refused) - _TOLD} more stay denied"]
-        lines += [f"{self._path}: {each}" for each in refused]
-        if gatherer.denied:
-            times = "once" if gatherer.denied == 1 else f"{gatherer.denied} times"
-            lines.append(f"something was denied {times}; what is denied is not learned")
-        if gatherer.missed:
-            lines.append(
-                f"more than {SEEN_MAX} hosts: {gatherer.missed} connections or lookups were not"
-                " learned from"
-            )
-        return lines
+        return lines + [f"{self._path}: {each}" for each in refused]
+
+
+def _left_out(gatherer: Gatherer) -> list[str]:
+    lines = []
+    if gatherer.denied:
+        times = "once" if gatherer.denied == 1 else f"{gatherer.denied} times"
+        lines.append(f"something was denied {times}; what is denied is not learned")
+    if gatherer.missed:
+        lines.append(
+            f"more than {SEEN_MAX} hosts: {gatherer.missed} connections or lookups were not"
+            " learned from"
+        )
+    return lines
