@@ -5,6 +5,7 @@
     rule_places   on which line of its file each rule stands
     file          what a TOML file configures
     flags         what the command line makes of it
+    learning      a file that rules are added to
 
 A file and the command line's flags build the same `Config`. Every value is checked
 here, once, and every error is a `ConfigError` that names the source, the dotted key

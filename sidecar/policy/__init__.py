@@ -7,6 +7,8 @@
     policy      decide() itself
     review      rules that are probably not what was meant
     explain     all rules that match, one by one
+    gathering   what a run did
+    learning    which rules would have allowed it
 
 docs/reference/policy.md is the description for users.
 """
