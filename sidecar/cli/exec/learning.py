@@ -1,4 +1,7 @@
-"""What `--learn FILE` does around a run: checks the file before, and adds to it afterwards."""
+"""What `--learn FILE` does around a run: checks the file before, and adds to it afterwards.
+
+Twisted is not imported before the command runs.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from typing import TYPE_CHECKING
 from sidecar.config.learning import PolicyFile, policy_text
 from sidecar.errors import ConfigError
 from sidecar.policy import Default, Policy
-from sidecar.policy.gathering import SEEN_MAX, Gatherer
 from sidecar.policy.learning import SIBLINGS_MIN, learn
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+
+    from sidecar.policy.gathering import Gatherer
 
 __all__ = ["Learning"]
 
@@ -56,6 +60,8 @@ class Learning:
         Args:
             owns, policy: As `Gatherer` takes them.
         """
+        from sidecar.policy.gathering import Gatherer
+
         self._gatherer = Gatherer(owns, policy)
         return self._gatherer
 
@@ -106,6 +112,8 @@ class Learning:
 
 
 def _left_out(gatherer: Gatherer) -> list[str]:
+    from sidecar.policy.gathering import SEEN_MAX
+
     lines = []
     if gatherer.denied:
         times = "once" if gatherer.denied == 1 else f"{gatherer.denied} times"
