@@ -1,16 +1,16 @@
 """`sidecar doctor --leak-test`: tries to get out of `sidecar exec` in every known way.
 
-    stage       the outside: namespace, listeners, order of events
-    listening   what is placed outside, and what reaches it
-    inside      what runs in the sandbox
-    attempts    what an attempt is
-    transports  attempts by TCP and its kin
-    datagrams   by UDP, ICMP, DNS, packets
-    kinds       by other kinds of sockets and calls
-    namespaces  by namespaces, rules, mounts
-    processes   by other processes and what they have
-    outcomes    what came of it, and whether that is a leak
-    showing     lines and JSON
+stage       the outside: namespace, listeners, order of events
+listening   what is placed outside, and what reaches it
+inside      what runs in the sandbox
+attempts    what an attempt is
+transports  attempts by TCP and its kin
+datagrams   by UDP, ICMP, DNS, packets
+kinds       by other kinds of sockets and calls
+namespaces  by namespaces, rules, mounts
+processes   by other processes and what they have
+outcomes    what came of it, and whether that is a leak
+showing     lines and JSON
 """
 
 from __future__ import annotations

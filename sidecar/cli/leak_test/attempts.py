@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 __all__ = [
@@ -39,7 +39,7 @@ class Outside:
     Attributes:
         ipv4, ipv6: Addresses that they answer at; every other of the namespace's would do.
         host: The address of the machine that the sandbox is on.
-        allowed: An address that the policy allows.
+        allowed: A name that the policy allows.
         port: The port of all but DNS.
         abstract: The name of unix sockets, without the leading zero.
         path: The path of one.

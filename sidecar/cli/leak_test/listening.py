@@ -10,19 +10,29 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sidecar.linux import pktinfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-__all__ = ["NETLINK_PORT", "PORT", "Listeners"]
+__all__ = ["ALLOWED_ADDRESS", "ALLOWED_NAME", "NETLINK_PORT", "PORT", "Listeners"]
 
 PORT = 7411
 """Where all but DNS is listened to; nothing that anybody knows."""
 NETLINK_PORT = 0x51DECA5
 
+ALLOWED_NAME, ALLOWED_ADDRESS = "allowed.example", "198.51.100.200"
+"""What the name server outside knows."""
+
 _DNS_PORT = 53
+# RFC 1035 §4.1: number, flags, counts; a pointer to the question's name, type and class,
+# TTL, length.
+_DNS_HEADER, _DNS_RECORD = struct.Struct(">2s5H"), struct.Struct(">H4sIH")
+_ANSWERED, _NO_SUCH_NAME = 0x8180, 0x8183
+_POINTER, _IPV4_ADDRESS = 0xC00C, b"\0\1\0\1"
 _QUIC_PORT = 443
 _IPPROTO_UDPLITE = 136
 # linux/netlink.h
@@ -30,7 +40,6 @@ _NETLINK_USERSOCK = 2
 # linux/if_ether.h, linux/if_packet.h: lo shows every packet as it goes and as it comes.
 _ETH_P_ALL = 3
 _PACKET_OUTGOING = 4
-# linux/tcp.h
 _TCP_FASTOPEN_BACKLOG = 16
 _PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP", 136: "UDP-Lite"}
 _IPV6 = 6
@@ -54,23 +63,27 @@ class Listeners:
         self._sockets: list[tuple[str, socket.socket, Callable[[socket.socket], str]]] = []
         self._connections: list[tuple[str, socket.socket]] = []
         self.path = str(directory / "socket")
-        six = socket.AF_INET6
-        self._listen("TCP", socket.socket(six, socket.SOCK_STREAM), ("::", PORT))
-        self._listen("DNS over TCP", socket.socket(six, socket.SOCK_STREAM), ("::", _DNS_PORT))
-        for name, port in (("UDP", PORT), ("DNS", _DNS_PORT), ("QUIC", _QUIC_PORT)):
-            self._take(name, socket.socket(six, socket.SOCK_DGRAM), ("::", port))
+        family, everywhere = _family()
+        stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
+        self._listen("TCP", socket.socket(family, stream), (everywhere, PORT))
+        self._listen("DNS over TCP", socket.socket(family, stream), (everywhere, _DNS_PORT))
+        for name, port in (("UDP", PORT), ("QUIC", _QUIC_PORT)):
+            self._take(name, socket.socket(family, datagram), (everywhere, port))
+        dns = socket.socket(family, datagram)
+        self._take("DNS", dns, (everywhere, _DNS_PORT))
+        pktinfo.receive_destinations(dns)
+        self._sockets[-1] = ("DNS", dns, _answer)
         with suppress(OSError):
-            lite = socket.socket(six, socket.SOCK_DGRAM, _IPPROTO_UDPLITE)
-            self._take("UDP-Lite", lite, ("::", PORT))
+            lite = socket.socket(family, datagram, _IPPROTO_UDPLITE)
+            self._take("UDP-Lite", lite, (everywhere, PORT))
         with suppress(OSError):
-            sctp = socket.socket(six, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
-            self._listen("SCTP", sctp, ("::", PORT))
+            sctp = socket.socket(family, stream, socket.IPPROTO_SCTP)
+            self._listen("SCTP", sctp, (everywhere, PORT))
         unix = socket.AF_UNIX
-        self._listen("abstract unix", socket.socket(unix, socket.SOCK_STREAM), f"\0{abstract}")
-        name = f"\0{abstract}-datagram"
-        self._take("abstract unix", socket.socket(unix, socket.SOCK_DGRAM), name)
-        self._listen("unix, by path", socket.socket(unix, socket.SOCK_STREAM), self.path)
-        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_USERSOCK)
+        self._listen("abstract unix", socket.socket(unix, stream), f"\0{abstract}")
+        self._take("abstract unix", socket.socket(unix, datagram), f"\0{abstract}-datagram")
+        self._listen("unix, by path", socket.socket(unix, stream), self.path)
+        netlink = socket.socket(socket.AF_NETLINK, datagram, _NETLINK_USERSOCK)
         self._take("netlink", netlink, (NETLINK_PORT, 0))
         self.inheritable = self._connected()
         # Last: what was needed to make the others is nobody's attempt.
@@ -80,8 +93,8 @@ class Listeners:
     def _listen(self, name: str, sock: socket.socket, address: object) -> None:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            with suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, _TCP_FASTOPEN_BACKLOG)
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, _TCP_FASTOPEN_BACKLOG)
         sock.bind(address)  # type: ignore[arg-type]
         sock.listen()
         sock.setblocking(False)
@@ -105,9 +118,7 @@ class Listeners:
     @staticmethod
     def _open_packets() -> socket.socket | None:
         try:
-            sock = socket.socket(
-                socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL)
-            )
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         except OSError:
             return None
         sock.setblocking(False)
@@ -161,8 +172,44 @@ class Listeners:
         os.unlink(self.path)  # noqa: PTH108 - a socket
 
 
+def _family() -> tuple[socket.AddressFamily, str]:
+    """What to listen with: IPv6 serves IPv4 as well, where there is any."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return socket.AF_INET, "0.0.0.0"  # noqa: S104 - in a namespace of our own
+    return socket.AF_INET6, "::"
+
+
 def _receive(sock: socket.socket) -> str:
     return repr(sock.recv(_SAID_MAX))
+
+
+def _answer(sock: socket.socket) -> str:
+    """Take a DNS question and answer it, so that nobody asks again.
+
+    `ALLOWED_NAME` has one IPv4 address; other names are not there.
+    """
+    question, ancillary, _, peer = sock.recvmsg(512, pktinfo.SPACE)
+    end = question.find(b"\0", _DNS_HEADER.size) + 5
+    labels = question[_DNS_HEADER.size : end - 5]
+    if end > 4 and len(question) >= end:  # noqa: PLR2004 - found, and whole
+        there = labels.lower() == _labels(ALLOWED_NAME)
+        addresses = there and question[end - 4 : end] == _IPV4_ADDRESS
+        flags = _ANSWERED if there else _NO_SUCH_NAME
+        header = _DNS_HEADER.pack(question[:2], flags, 1, int(addresses), 0, 0)
+        record = _DNS_RECORD.pack(_POINTER, _IPV4_ADDRESS, 60, 4)
+        answer = record + socket.inet_aton(ALLOWED_ADDRESS) if addresses else b""
+        with suppress(OSError):
+            # From the address that was asked: every one is this namespace's.
+            source = pktinfo.answer_from(pktinfo.destination(ancillary))
+            asked = question[_DNS_HEADER.size : end]
+            sock.sendmsg([header, asked, answer], source, 0, peer)
+    return repr(labels)
+
+
+def _labels(name: str) -> bytes:
+    return b"".join(bytes([len(each)]) + each.encode() for each in name.split("."))
 
 
 def _describe(packet: bytes) -> str:

@@ -134,9 +134,11 @@ def _become_root_of(*, more: int) -> None:
     """Make nested namespaces in which this process has all capabilities."""
     uid, gid = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER | more)
-    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-    Path("/proc/self/uid_map").write_text(f"0 {uid} 1", encoding="ascii")
-    Path("/proc/self/gid_map").write_text(f"0 {gid} 1", encoding="ascii")
+    # Capabilities are there without a mapping, too; which uid 0 may not make (CAP_SETFCAP).
+    with suppress(OSError):
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1", encoding="ascii")
 
 
 def _nested(outside: Outside) -> str:
@@ -258,7 +260,7 @@ def _open_settings() -> str:
 ATTEMPTS = (
     Attempt("setns", "joining every namespace in sight", _join, Expected.REFUSED, False),
     Attempt("ancestors", "joining an ancestor's namespace", _ancestors, Expected.REFUSED, False),
-    Attempt("nested", "TCP and UDP from nested user and network namespaces", _nested, control=False),
+    Attempt("nested", "TCP and UDP from nested namespaces", _nested, control=False),
     Attempt(
         "nested_packet",
         "a packet socket in nested namespaces",
@@ -267,7 +269,9 @@ ATTEMPTS = (
         False,
     ),
     Attempt("flush", "removing the rules", _flush, Expected.REFUSED, False),
-    Attempt("flush_by_name", "removing the rules, by name", _flush_by_name, Expected.REFUSED, False),
+    Attempt(
+        "flush_by_name", "removing the rules, by name", _flush_by_name, Expected.REFUSED, False
+    ),
     Attempt(
         "flush_nested",
         "removing the rules as root of a nested namespace",

@@ -83,7 +83,7 @@ def _got_out(attempt: Attempt, outcome: Outcome) -> bool:
 def _verdict(attempt: Attempt, outcome: Outcome) -> Verdict:
     out = _got_out(attempt, outcome)
     if attempt.expected is Expected.ARRIVES:
-        return Verdict.HELD if out else Verdict.FAULTY
+        return Verdict.HELD if out and outcome.came is Came.DONE else Verdict.FAULTY
     if attempt.expected is Expected.UNPROTECTED:
         return Verdict.UNPROTECTED if out else Verdict.HELD
     if out:

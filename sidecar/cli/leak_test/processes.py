@@ -77,7 +77,7 @@ def _environment(outside: Outside) -> str:
         for name in ("environ", "maps", "auxv"):
             try:
                 found = Path(f"/proc/{pid}/{name}").read_bytes()
-            except OSError as error:
+            except OSError as error:  # noqa: PERF203 - a few
                 problems.add(error.strerror or "")
             else:
                 if found:
@@ -100,13 +100,14 @@ def _memory(outside: Outside) -> str:
 def _descriptors(outside: Outside) -> str:
     problems = set()
     for pid in _targets(outside):
-        for directory in ("fd", "root", "cwd"):
+        # Their numbers may be listed; what they lead to is what counts.
+        for name in ("root", "cwd", "exe", *(f"fd/{number}" for number in range(16))):
             try:
-                names = os.listdir(f"/proc/{pid}/{directory}")  # noqa: PTH208 - numbers
+                os.close(os.open(f"/proc/{pid}/{name}", os.O_PATH | os.O_CLOEXEC))
             except OSError as error:  # noqa: PERF203 - a few
                 problems.add(error.strerror or "")
             else:
-                return f"listed {len(names)} of /proc/{pid}/{directory}"
+                return f"opened /proc/{pid}/{name}"
     raise OSError(errno.EACCES, ", ".join(sorted(problems)))
 
 
@@ -121,7 +122,7 @@ def _take_descriptor(outside: Outside) -> str:
         for number in range(16):
             try:
                 taken = call(_PIDFD_GETFD, process, number, 0)
-            except OSError as error:
+            except OSError as error:  # noqa: PERF203 - a few
                 problems.add(error.strerror)
             else:
                 os.close(taken)
@@ -210,7 +211,9 @@ def _privileges(_: Outside) -> str:
 
 
 ATTEMPTS = (
-    Attempt("privileges", "capabilities, or programs that give some", _privileges, Expected.REFUSED),
+    Attempt(
+        "privileges", "capabilities, or programs that give some", _privileges, Expected.REFUSED
+    ),
     Attempt("inherited", "descriptors that were left open", _inherit, Expected.REFUSED, False),
     Attempt("ptrace", "tracing sidecar or others", _trace, Expected.REFUSED, False),
     Attempt("environ", "environments of processes outside", _environment, Expected.REFUSED),

@@ -12,8 +12,6 @@ from sidecar.cli.leak_test.attempts import Attempt, Expected
 from sidecar.cli.leak_test.outcomes import Came, Judgement, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sidecar.cli.leak_test.listening import Listeners
 
 __all__ = ["Shown"]
@@ -32,20 +30,23 @@ class Shown:
         listeners: What is placed outside.
     """
 
-    def __init__(
-        self, *, as_json: bool, versions: frozenset[int], listeners: Listeners
-    ) -> None:
+    def __init__(self, *, as_json: bool, versions: frozenset[int], listeners: Listeners) -> None:
         self._as_json = as_json
         self._versions = versions
         self._sees_packets = listeners.sees_packets
         self._found: list[tuple[Attempt, Judgement]] = []
 
-    def introduce(self, policy: Sequence[str]) -> None:
-        """Say what is about to happen."""
+    def introduce(self, policy: str) -> None:
+        """Say what is about to happen.
+
+        Args:
+            policy: As TOML.
+        """
+        rules = " ".join(policy.split("\n")[1:3])
         self._say(
-            f"As user {os.geteuid()}: sidecar exec {' '.join(policy)} -- (every way out)\n"
-            "Listeners and everything outside are in a namespace of the test's own. Each"
-            " attempt is made\nthere first, without exec; (*) is what gets out then."
+            f"As user {os.geteuid()}, in sidecar exec with {rules}.\n"
+            "Everything outside is in a namespace of the test's own. Each attempt is made there"
+            " first,\nwithout exec; (*) is what gets out then."
         )
         if not self._sees_packets:
             self._say("There are no packet sockets here: only listeners are looked at.")
@@ -55,9 +56,8 @@ class Shown:
         """Show one more."""
         self._found.append((attempt, judgement))
         star = "*" if judgement.without else " "
-        self._say(
-            f"{judgement.verdict.value:4} {star} {attempt.title:{_WIDTH}} {_in_words(attempt, judgement)}"
-        )
+        words = _in_words(attempt, judgement)
+        self._say(f"{judgement.verdict.value:4} {star} {attempt.title:{_WIDTH}} {words}")
 
     def sum_up(self) -> int:
         """Show what to think of it all.

@@ -14,27 +14,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, IO
+from typing import IO, TYPE_CHECKING
 
 from sidecar.cli.demo import children
 from sidecar.cli.doctor.trial import enter_namespaces
 from sidecar.cli.leak_test import showing
-from sidecar.cli.leak_test.attempts import Attempt, Expected, Outside
+from sidecar.cli.leak_test.attempts import Attempt, Outside
 from sidecar.cli.leak_test.inside import ATTEMPTS, serve
-from sidecar.cli.leak_test.listening import NETLINK_PORT, PORT, Listeners
+from sidecar.cli.leak_test.listening import ALLOWED_NAME, NETLINK_PORT, PORT, Listeners
 from sidecar.cli.leak_test.outcomes import Came, Outcome, judge
-from sidecar.errors import NamespaceError, SidecarError
+from sidecar.errors import SidecarError
 from sidecar.linux.namespaces import explain_refusal, has_capabilities, set_up_loopback
-from sidecar.linux.syscalls import CLONE_NEWNET, unshare
+from sidecar.linux.syscalls import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    MS_BIND,
+    MS_REC,
+    MS_SLAVE,
+    mount,
+    unshare,
+)
 from sidecar.sandbox.addresses import EVERYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from sidecar.addresses import SocketAddress
 
 __all__ = ["main"]
 
@@ -43,13 +50,15 @@ _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 # For documentation (RFC 5737, RFC 3849): nobody's.
 _HOST = ("203.0.113.1", "2001:db8:2::1")
 _ANYBODY = ("198.51.100.1", "2001:db8:1::1")
-_ALLOWED = "198.51.100.200"
-_POLICY = (
-    *("--default", "deny"),
-    *("--allow", f"{_ALLOWED}:{PORT}"),
-    # What may be asked of DNS depends on names that may be allowed.
-    *("--allow", "allowed.example:443"),
-)
+_NAME_SERVER = "203.0.113.53"
+# private_names: documentation addresses are nobody's, so not public.
+_POLICY = f"""\
+[policy]
+default = "deny"
+allow = ["{ALLOWED_NAME}:{PORT}"]
+private_names = ["{ALLOWED_NAME}"]
+"""
+_RESOLV_CONF = "/etc/resolv.conf"
 # Seconds in which what is under way arrives: all is on loopback.
 _SETTLING = 0.03
 _LATE = 0.5
@@ -87,10 +96,13 @@ def main() -> int:
 def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
     _enter()
     children.die_with(parent)
-    versions = set_up_loopback([_parse(each) for each in _HOST], EVERYWHERE)
+    versions = set_up_loopback([ip_address(each) for each in _HOST], EVERYWHERE)
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-leak-")))
     directory.chmod(0o755)
     abstract = f"sidecar-leak-test-{os.getpid()}"
+    _use_name_server(directory)
+    policy = directory / "policy.toml"
+    policy.write_text(_POLICY, encoding="ascii")
     listeners = Listeners(directory, abstract)
     stack.callback(listeners.close)
     victim = _victim(stack)
@@ -98,7 +110,7 @@ def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
         ipv4=_ANYBODY[0],
         ipv6=_ANYBODY[1],
         host=_HOST[0],
-        allowed=_ALLOWED,
+        allowed=ALLOWED_NAME,
         port=PORT,
         abstract=abstract,
         path=listeners.path,
@@ -110,22 +122,16 @@ def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
     shown = showing.Shown(as_json=as_json, versions=versions, listeners=listeners)
     shown.introduce(_POLICY)
     controls = dict(_without_exec(outside, listeners))
-    for attempt, outcome in _in_exec(outside, listeners):
+    for attempt, outcome in _in_exec(outside, listeners, policy):
         shown.show(attempt, judge(attempt, outcome, controls.get(attempt.name)))
-    for name, title in (
-        ("killed_inside", "sidecar killed from inside, by its process group"),
-        ("killed_outside", "sidecar killed from outside"),
+    for how, title in (
+        ("group", "killing sidecar from inside, by its process group"),
+        ("outside", "sidecar killed from outside"),
     ):
-        attempt = Attempt(name, title, lambda _: "", control=False)
-        outcome = _killed(name.rpartition("_")[2], outside, listeners)
+        attempt = Attempt(f"killed_by_{how}", title, lambda _: "", control=False)
+        outcome = _killed(how, outside, listeners, policy)
         shown.show(attempt, judge(attempt, outcome, None))
     return shown.sum_up()
-
-
-def _parse(text: str):  # noqa: ANN202
-    from ipaddress import ip_address
-
-    return ip_address(text)
 
 
 def _enter() -> None:
@@ -138,6 +144,19 @@ def _enter() -> None:
         unshare(CLONE_NEWNET)
     except OSError as error:
         raise explain_refusal(error.errno or 0, user=False) from None
+
+
+def _use_name_server(directory: Path) -> None:
+    """Have programs here ask the name server of the test's; where that can't be, the host's.
+
+    Which is an address like any other: what is sent there stays here.
+    """
+    path = directory / "resolv.conf"
+    path.write_text(f"nameserver {_NAME_SERVER}\n", encoding="ascii")
+    with suppress(OSError):
+        unshare(CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_SLAVE)
+        mount(str(path), _RESOLV_CONF, None, MS_BIND)
 
 
 def _victim(stack: ExitStack) -> int:
@@ -182,11 +201,13 @@ def _without_exec(outside: Outside, listeners: Listeners) -> Iterator[tuple[str,
         os.waitpid(pid, 0)
 
 
-def _in_exec(outside: Outside, listeners: Listeners) -> Iterator[tuple[Attempt, Outcome]]:
+def _in_exec(
+    outside: Outside, listeners: Listeners, policy: Path
+) -> Iterator[tuple[Attempt, Outcome]]:
     """Make the attempts in the sandbox."""
     listeners.arrived()
     command = children.python("sidecar.cli.leak_test.inside", "main")
-    with _sidecar(command, listeners) as process:
+    with _sidecar(command, listeners, policy) as process:
         try:
             if process.stdin is None or process.stdout is None:
                 raise LeakTestError("no pipes")
@@ -198,13 +219,13 @@ def _in_exec(outside: Outside, listeners: Listeners) -> Iterator[tuple[Attempt, 
             process.kill()
     late = Attempt("late", "whatever came later", lambda _: "", control=False)
     time.sleep(_LATE)
-    yield late, Outcome(Came.REFUSED, "all is over", tuple(listeners.arrived()))
+    yield late, Outcome(Came.DONE, "all is over", tuple(listeners.arrived()))
 
 
-def _sidecar(command: list[str], listeners: Listeners) -> subprocess.Popen[bytes]:
+def _sidecar(command: list[str], listeners: Listeners, policy: Path) -> subprocess.Popen[bytes]:
     """Start `sidecar exec`, with a connection to the listeners left open."""
     inherited = listeners.inheritable.fileno()
-    arguments = ("exec", "-q", "--summary", "none", *_POLICY, "--", *command)
+    arguments = ("exec", "-q", "--summary", "none", "--policy", str(policy), "--", *command)
     return subprocess.Popen(  # noqa: S603 - our own
         children.tethered(children.python("sidecar.cli", "main", *arguments)),
         stdin=subprocess.PIPE,
@@ -245,11 +266,11 @@ def _hear(hearing: IO[bytes], listeners: Listeners, arrived: list[str]) -> bytes
     received = b""
     while not received.endswith(b"\n"):
         left = deadline - time.monotonic()
-        ready, _, _ = select.select([hearing, *listeners.filenos()], [], [], max(left, 0))
+        ready, _, _ = select.select([hearing.fileno(), *listeners.filenos()], [], [], max(left, 0))
         if not ready:
             raise LeakTestError("there is no answer from inside")
         arrived += listeners.arrived()
-        if hearing in ready:
+        if hearing.fileno() in ready:
             chunk = os.read(hearing.fileno(), 65536)
             if not chunk:
                 raise LeakTestError("the attempts could not be made: their process has ended")
@@ -257,12 +278,12 @@ def _hear(hearing: IO[bytes], listeners: Listeners, arrived: list[str]) -> bytes
     return received
 
 
-def _killed(how: str, outside: Outside, listeners: Listeners) -> Outcome:
+def _killed(how: str, outside: Outside, listeners: Listeners, policy: Path) -> Outcome:
     """Kill sidecar while processes inside go on sending; see that they end, and nothing arrives."""
     listeners.arrived()
     seen = json.dumps(asdict(replace(outside, init=1)))
     command = children.python("sidecar.cli.leak_test.inside", "linger", how, seen)
-    with _sidecar(command, listeners) as process:
+    with _sidecar(command, listeners, policy) as process:
         if process.stdin is None or process.stdout is None:
             raise LeakTestError("no pipes")
         arrived: list[str] = []
@@ -283,4 +304,4 @@ def _killed(how: str, outside: Outside, listeners: Listeners) -> Outcome:
         process.wait(_PATIENCE)
     time.sleep(_LATE)
     arrived += listeners.arrived()
-    return Outcome(Came.REFUSED, f"all inside ended with it, in {seconds:.2f} s", tuple(arrived))
+    return Outcome(Came.DONE, f"all inside ended with it, in {seconds:.2f} s", tuple(arrived))

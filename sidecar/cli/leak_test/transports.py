@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 from sidecar.cli.leak_test.attempts import Attempt, Expected, Outside, converse, say
 from sidecar.linux import OWN_MARK
@@ -18,6 +19,8 @@ _IP_FREEBIND = 15
 _TCP_REPAIR, _TCP_FASTOPEN_CONNECT = 19, 30
 _MSG_FASTOPEN = 0x20000000
 _SOURCE_PORT = 40123
+# struct timeval: 0.4 s
+_TIMEOUT = struct.pack("@ll", 0, 400_000)
 # sidecar.sandbox.addresses.TPROXY_PORT, which is no secret.
 _PROXY_PORT = 61453
 
@@ -35,7 +38,9 @@ def _plain(outside: Outside) -> str:
 
 
 def _allowed(outside: Outside) -> str:
-    return converse(_tcp(), (outside.allowed, outside.port), say(outside))
+    # By its name: DNS is a part of it.
+    found = socket.getaddrinfo(outside.allowed, outside.port, socket.AF_INET, socket.SOCK_STREAM)
+    return converse(_tcp(), (str(found[0][4][0]), outside.port), say(outside))
 
 
 def _ipv6(outside: Outside) -> str:
@@ -111,9 +116,11 @@ def _repair(outside: Outside) -> str:
 
 def _fast_open(outside: Outside) -> str:
     with _tcp() as sock:
-        sock.settimeout(0.4)
+        # Not settimeout(): a socket that does not block would say no more than "in progress".
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, _TIMEOUT)
         sock.sendto(say(outside), _MSG_FASTOPEN, _to(outside))
-        return "closed" if sock.recv(1) == b"" else "answered"
+        return "answered" if sock.recv(1) else "closed without an answer"
 
 
 def _fast_open_connect(outside: Outside) -> str:
@@ -144,8 +151,8 @@ def _smc_family(outside: Outside) -> str:
 
 
 ATTEMPTS = (
-    Attempt("allowed", "TCP where the policy allows it", _allowed, Expected.ARRIVES),
-    Attempt("tcp", "TCP where it doesn't", _plain),
+    Attempt("allowed", "TCP to a name that the policy allows", _allowed, Expected.ARRIVES),
+    Attempt("tcp", "TCP to what it doesn't allow", _plain),
     Attempt("tcp_ipv6", "TCP over IPv6 alone", _ipv6),
     Attempt("tcp_mapped", "TCP to an IPv4-mapped address", _mapped),
     Attempt("tcp_host", "TCP to the host's own address", _host),
