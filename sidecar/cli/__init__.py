@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 import sidecar
-from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,9 @@ _SUBCOMMANDS = {
     "demo": "see interception at work in a namespace of its own, with no internet",
 }
 
+# Whose Ctrl-C is their command's, once there is one, and until then ends them.
+_INTERRUPTED_BY_DEFAULT = frozenset({"exec"})
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
@@ -40,13 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         is printed as one line; 2 for unusable arguments (argparse exits itself).
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    if chosen in _INTERRUPTED_BY_DEFAULT:
+        _be_interrupted_by_default()
+    # Not before: while Python imports, it may lose an interrupt.
+    from sidecar.errors import SidecarError
+
     parser = argparse.ArgumentParser(
         prog="sidecar",
         description="Intercept and relay TCP connections. The proxy itself: twistd sidecar --help",
     )
     parser.add_argument("--version", action="version", version=f"sidecar {sidecar.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in _SUBCOMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name == chosen:
@@ -64,3 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _be_interrupted_by_default() -> None:
+    # What was ignored when we were started stays ignored.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -9,6 +9,7 @@ what it is::
               E cause NUL cure   it can't be done
               X status        the command has ended: a wait status, 4 octets
               T signal        the command was stopped
+              C               and goes on
               K count         so many processes outlived the command and were ended
     from P    G               run the command
               S signal        pass a signal on to the command
@@ -59,6 +60,7 @@ class Word(Enum):
     ERROR = b"E"
     EXITED = b"X"
     STOPPED = b"T"
+    CONTINUED = b"C"
     ENDED_OTHERS = b"K"
     GO = b"G"
     SIGNAL = b"S"

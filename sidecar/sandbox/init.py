@@ -183,8 +183,8 @@ class _Init:
                 continue
             self._stopped = os.WIFSTOPPED(status)
             if os.WIFCONTINUED(status):
-                continue
-            if self._stopped:
+                self._channel.tell(Word.CONTINUED)
+            elif self._stopped:
                 self._channel.tell(Word.STOPPED, bytes([os.WSTOPSIG(status)]))
             else:
                 self._child = 0

@@ -74,11 +74,12 @@ class Sandbox:
             reactor.addReader(reader)
 
     def _heard(self) -> None:
+        stopped_by: int | None = None
         while True:
             try:
                 message = self._channel.hear()
             except BlockingIOError:
-                return
+                break
             if message is None:
                 self._over()
                 return
@@ -86,12 +87,17 @@ class Sandbox:
             if word is Word.EXITED:
                 self.status = exit_status(_STATUS.unpack(body)[0])
             elif word is Word.STOPPED:
-                _stop(signal.Signals(body[0]))
-                self._channel.tell(Word.SIGNAL, bytes([signal.SIGCONT]))
+                stopped_by = body[0]
+            elif word is Word.CONTINUED:
+                # Before we came to hear of it.
+                stopped_by = None
             elif word is Word.ENDED_OTHERS:
                 self.outlived = True
             elif word is Word.ERROR:
                 self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
+        if stopped_by is not None:
+            _stop(signal.Signals(stopped_by))
+            self._channel.tell(Word.SIGNAL, bytes([signal.SIGCONT]))
 
     def _signalled(self) -> None:
         try:

@@ -104,6 +104,10 @@ class Started:
             for number in _ENDING:
                 if number in pending:
                     raise Interrupted(number)
+            if signal.SIGTSTP in pending:
+                # There is nobody yet to stop with.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
             if ready:
                 return
 

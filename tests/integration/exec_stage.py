@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from integration.netns import Namespace
 
-__all__ = ["USERS", "Done", "Marked", "Stage", "User", "sidecar"]
+__all__ = ["SILENTLY", "USERS", "Done", "Marked", "Stage", "User", "sidecar"]
 
 User = Literal["root", "nobody"]
 # Standard error is for what goes wrong.
@@ -41,7 +41,7 @@ class Marked:
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
-        self.environment = {**os.environ, "SIDECAR_TEST": self._mark}
+        self.environment = {"SIDECAR_TEST": self._mark}
 
     def alive(self) -> list[int]:
         """The processes that have it."""
@@ -80,6 +80,7 @@ class Stage:
         user: As whom.
         options: Given to each run.
         environment: Beside the usual.
+        marked: Finds whatever was started.
     """
 
     namespace: Namespace
@@ -87,6 +88,7 @@ class Stage:
     user: User
     options: list[str] = field(default_factory=lambda: ["--default", "allow"])
     environment: dict[str, str] = field(default_factory=dict)
+    marked: Marked = field(default_factory=Marked)
     _serial: int = 0
 
     def command(self, *arguments: str) -> list[str]:
@@ -140,4 +142,4 @@ class Stage:
     def _environment(self) -> dict[str, str]:
         misleading = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
         kept = {name: value for name, value in os.environ.items() if name.lower() not in misleading}
-        return {**kept, "LC_ALL": "C", **self.environment}
+        return {**kept, "LC_ALL": "C", **self.marked.environment, **self.environment}

@@ -30,12 +30,12 @@ WAIT = "echo ready; exec sleep 1000"
 def stage(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Stage]:
     """Each user in turn; at the end nothing of what was run is left."""
     user: User = request.param
-    marked = Marked()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o777)
-        yield Stage(pair.near.namespace, directory, user, environment=marked.environment)
-    wait_for(lambda: marked.alive() == [])
+        made = Stage(pair.near.namespace, directory, user)
+        yield made
+    wait_for(lambda: made.marked.alive() == [])
 
 
 def ready(process: subprocess.Popen[str]) -> None:
@@ -391,7 +391,7 @@ class TestLess:
         command = in_user_namespace({limit: "0"}, inner)
         with pair.near.namespace.entered():
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, text=True, env=marked.environment
+                command, stdout=subprocess.PIPE, text=True, env={**os.environ, **marked.environment}
             )
         ready(process)
         process.kill()

@@ -1,0 +1,234 @@
+"""At a terminal, a command under `sidecar exec` is the shell's job like any other."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from integration.exec_stage import SILENTLY, USERS, Marked, Stage, User
+from integration.terminal import Terminal
+from support import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from integration.netns import Pair
+
+WAIT = "echo ready; exec sleep 1000"
+# A program that tidies up when it is stopped, as full-screen ones do, and takes its time.
+TIDY = """
+import os, signal, time
+def stop(number, frame):
+    time.sleep(0.3)
+    print("tidied up", flush=True)
+    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, stop)
+    print("back", flush=True)
+signal.signal(signal.SIGTSTP, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+
+
+class Desk:
+    """A terminal, and the command to be typed there.
+
+    Attributes:
+        terminal: With a shell.
+        stage: Where the command runs.
+    """
+
+    def __init__(self, terminal: Terminal, stage: Stage) -> None:
+        self.terminal = terminal
+        self.stage = stage
+        self._jobs = 0
+
+    def exec(self, *command: str) -> None:
+        """Type `sidecar exec -- COMMAND`, and see it begin."""
+        # In a file: a terminal takes no line of more than 4095 characters.
+        script = self.stage.directory / f"job{self._jobs}"
+        self._jobs += 1
+        line = shlex.join(self.stage.command(*SILENTLY, "--", *command))
+        script.write_text(f"echo started\nexec {line}\n")
+        self.terminal.type(f"sh {script}\n")
+        self.terminal.expect("started\n")
+
+    def state(self, *, of: str) -> list[str]:
+        """The states of the processes with a name (proc(5): S, T, …)."""
+        found = []
+        for pid in self.marked.alive():
+            with suppress(FileNotFoundError):
+                name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+                if name.endswith(f"({of}"):
+                    found.append(rest.split()[0])
+        return found
+
+    @property
+    def marked(self) -> Marked:
+        """All that the shell started."""
+        marked: Marked = self.stage.marked
+        return marked
+
+
+@pytest.fixture(params=USERS)
+def desk(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Desk]:
+    """Each user in turn."""
+    user: User = request.param
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        stage = Stage(pair.near.namespace, directory, user)
+        environment = {**os.environ, **stage.marked.environment}
+        with Terminal(pair.near.namespace, environment) as terminal:
+            yield Desk(terminal, stage)
+    wait_for(lambda: stage.marked.alive() == [])
+
+
+class TestInterrupt:
+    def test_ends(self, desk: Desk) -> None:
+        """Ctrl-C ends the command."""
+        desk.exec("sh", "-c", WAIT)
+        desk.terminal.expect("ready\n")
+        desk.terminal.type("\x03")
+        desk.terminal.prompt()
+        desk.terminal.type("echo status $?\n")
+        assert "status 130\n" == desk.terminal.prompt()
+
+    def test_quit(self, desk: Desk) -> None:
+        """So does Ctrl and a backslash."""
+        desk.exec("sh", "-c", f"ulimit -c 0; {WAIT}")
+        desk.terminal.expect("ready\n")
+        desk.terminal.type("\x1c")
+        desk.terminal.prompt()
+        desk.terminal.type("echo status $?\n")
+        assert "status 131\n" == desk.terminal.prompt()
+
+    def test_handled(self, desk: Desk) -> None:
+        """A command that handles Ctrl-C gets it once, and lives on, and so do we."""
+        script = "trap 'echo got' INT; echo ready; sleep 0.3; sleep 0.3; read line; exit 5"
+        desk.exec("sh", "-c", script)
+        desk.terminal.expect("ready\n")
+        desk.terminal.type("\x03")
+        desk.terminal.expect("got\n")
+        time.sleep(0.5)
+        desk.terminal.type("\n")
+        assert "" == desk.terminal.prompt().strip()
+        desk.terminal.type("echo status $?\n")
+        assert "status 5\n" == desk.terminal.prompt()
+
+    def test_while_it_starts(self, desk: Desk) -> None:
+        """At whatever moment it comes, it ends us."""
+        for delay in range(0, 500, 50):
+            desk.exec("sleep", "1000")
+            time.sleep(delay / 1000)
+            desk.terminal.type("\x03")
+            desk.terminal.prompt()
+
+
+class TestStop:
+    def test_stops_and_goes_on(self, desk: Desk) -> None:
+        """Ctrl-Z stops the command and us; fg goes on with both."""
+        desk.exec("sh", "-c", "echo ready; read line; echo $line again")
+        desk.terminal.expect("ready\n")
+        desk.terminal.type("\x1a")
+        assert "Stopped" in desk.terminal.prompt()
+        assert ["T"] == desk.state(of="sh")
+        desk.terminal.type("fg\n")
+        desk.terminal.type("hello\n")
+        desk.terminal.expect("hello again\n")
+        desk.terminal.prompt()
+
+    def test_tidies_up_first(self, desk: Desk) -> None:
+        """The shell has its terminal back when the command has let go of it, not before."""
+        desk.exec("python3", "-c", TIDY)
+        desk.terminal.expect("ready\n")
+        for _ in range(2):
+            desk.terminal.type("\x1a")
+            assert "tidied up" in desk.terminal.expect("Stopped")
+            desk.terminal.prompt()
+            desk.terminal.type("fg\n")
+            desk.terminal.expect("back\n")
+            # The command goes on before we do.
+            time.sleep(0.3)
+        desk.terminal.type("\x03")
+        desk.terminal.prompt()
+
+    def test_background(self, desk: Desk) -> None:
+        """A background job that wants input is stopped, till it is in the foreground."""
+        desk.exec("sh", "-c", "read line; echo $line again")
+        desk.terminal.type("\x1a")
+        desk.terminal.prompt()
+        desk.terminal.type("bg\n")
+        desk.terminal.prompt()
+        wait_for(lambda: desk.state(of="sh") == ["T"])
+        # We, too: a shell doesn't continue what it believes to be running.
+        wait_for(lambda: "T" in desk.state(of=Path(sys.executable).name))
+        desk.terminal.type("fg\n")
+        desk.terminal.type("hello\n")
+        desk.terminal.expect("hello again\n")
+        desk.terminal.prompt()
+
+    def test_killed_while_stopped(self, desk: Desk) -> None:
+        """A stopped job can be killed."""
+        desk.exec("sh", "-c", WAIT)
+        desk.terminal.expect("ready\n")
+        desk.terminal.type("\x1a")
+        desk.terminal.prompt()
+        desk.terminal.type("kill %1; fg\n")
+        desk.terminal.prompt()
+        desk.terminal.type("echo status $?\n")
+        assert "status 143\n" == desk.terminal.prompt()
+
+
+class TestInput:
+    def test_from_the_terminal(self, desk: Desk) -> None:
+        """What is typed goes to the command, and Ctrl-D ends it."""
+        desk.exec("tr", "a-z", "A-Z")
+        desk.terminal.type("across\n\x04")
+        desk.terminal.expect("ACROSS\n")
+        desk.terminal.prompt()
+
+    def test_shell(self, desk: Desk) -> None:
+        """A shell inside has job control, and gives the terminal back."""
+        desk.exec("bash", "--norc", "--noprofile", "--noediting", "-i")
+        desk.terminal.prompt()
+        desk.terminal.type("sleep 1000\n")
+        wait_for(lambda: "sleep" in "".join(map(_name, desk.marked.alive())))
+        desk.terminal.type("\x1a")
+        assert "Stopped" in desk.terminal.prompt()
+        desk.terminal.type("fg\n")
+        # Named first, then given the terminal, then continued.
+        wait_for(lambda: desk.state(of="sleep") == ["S"])
+        desk.terminal.type("\x03")
+        desk.terminal.prompt()
+        desk.terminal.type("exit 7\n")
+        desk.terminal.prompt()
+        desk.terminal.type("echo status $?\n")
+        assert "status 7" in desk.terminal.prompt(), desk.terminal.seen
+        desk.terminal.type("cat\n")
+        desk.terminal.type("still ours\n\x04")
+        desk.terminal.expect("still ours\n")
+        desk.terminal.prompt()
+
+
+class TestHangup:
+    def test_ends(self, desk: Desk) -> None:
+        """When the terminal goes, the command goes (see the fixture's end)."""
+        desk.exec("sh", "-c", WAIT)
+        desk.terminal.expect("ready\n")
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
