@@ -168,7 +168,7 @@ def parse_sidecar(arguments: list[str]) -> None:
     """Have the command's own parsers read a command line."""
     parser = argparse.ArgumentParser(prog="sidecar", exit_on_error=False)
     subparsers = parser.add_subparsers(required=True)
-    for name in ("rules", "policy", "demo", "exec"):
+    for name in ("rules", "policy", "demo", "doctor", "exec"):
         import_module(f"sidecar.cli.{name}").add_arguments(
             subparsers.add_parser(name, description=name)
         )

@@ -34,7 +34,7 @@ _MILLI = 1000
 def checks() -> tuple[Check, ...]:
     """All checks, in the order in which one needs the other."""
     six = partial(kernel.tproxy, 6)
-    load = "modprobe {}".format
+    load = "modprobe -a {}".format
     return (
         Check("user namespaces", "exec without root", (Form.EXEC,), _user_namespace, False),
         *([_as_others()] if _may_become_others() else []),
@@ -65,11 +65,17 @@ def checks() -> tuple[Check, ...]:
         ),
         Check(
             "TPROXY",
-            "exec, rules --mode tproxy",
+            "exec",
             (Form.EXEC,),
             _tried(partial(kernel.tproxy, 4), load("nft_tproxy")),
         ),
         Check("IPv6 TPROXY", "the same for IPv6", (), _tried(six, load("nft_tproxy"))),
+        Check(
+            "TPROXY rules",
+            "rules --mode tproxy",
+            (),
+            _tried(partial(kernel.tproxy_of_others, 4), load("nft_tproxy nft_socket nft_fib_inet")),
+        ),
         Check(
             "IP_TRANSPARENT",
             "listeners of rules --mode tproxy",

@@ -36,6 +36,7 @@ __all__ = [
     "redirect",
     "seccomp",
     "tproxy",
+    "tproxy_of_others",
     "transparent_socket",
 ]
 
@@ -103,29 +104,43 @@ def _caught(listeners: Listeners, version: int) -> str:
     return f"a connection to {to} was caught"
 
 
+def tproxy_of_others(version: int) -> str:
+    """The rules of ``sidecar rules apply --mode tproxy``, and a connection that they catch."""
+    to = SocketAddress(_NOBODY[version], _PORT)
+    with _caught_by(Mode.TPROXY, version) as connection:
+        where = SocketAddress.from_kernel(connection.getsockname())
+    if where != to:
+        raise NamespaceError(f"a connection to {to} was accepted as {where}", "use another kernel")
+    return f"a connection to {to} was caught"
+
+
 def redirect(version: int) -> str:
     """The rules of ``sidecar rules apply --mode redirect``, and a connection that they catch."""
-    with _redirected(version):
+    with _caught_by(Mode.REDIRECT, version):
         return f"a connection to {SocketAddress(_NOBODY[version], _PORT)} was caught"
 
 
 def find_original_destination() -> str:
     """Conntrack, asked where a redirected connection was going."""
     to = SocketAddress(_NOBODY[4], _PORT)
-    with _redirected(4) as connection:
+    with _caught_by(Mode.REDIRECT, 4) as connection:
         found = original_destination(connection, peer_is_ipv4=True)
     if found != to:
         raise NamespaceError(f"it says {found} for {to}", "use another kernel")
     return f"conntrack says where: {found}"
 
 
-def _redirected(version: int) -> socket.socket:
+def _caught_by(mode: Mode, version: int) -> socket.socket:
     versions = set_up_loopback([SOURCE_IPV4, SOURCE_IPV6_UNIQUE_LOCAL], _NETWORKS)
     _require(version, versions)
-    listener = socket.create_server(("", OUTBOUND_PORT), family=_family(version))
-    lifecycle.apply(RuleSet(mode=Mode.REDIRECT, inbound_port=None))
-    with listener, _dial(SocketAddress(_NOBODY[version], _PORT)):
-        return _accept(listener)
+    with socket.socket(_family(version), socket.SOCK_STREAM) as listener:
+        if mode is Mode.TPROXY:
+            set_transparent(listener)
+        listener.bind(("::" if version == _IPV6 else "0.0.0.0", OUTBOUND_PORT))  # noqa: S104
+        listener.listen()
+        lifecycle.apply(RuleSet(mode=mode, inbound_port=None))
+        with _dial(SocketAddress(_NOBODY[version], _PORT)):
+            return _accept(listener)
 
 
 def transparent_socket() -> str:
