@@ -165,6 +165,8 @@ class TestStop:
     def test_background(self, desk: Desk) -> None:
         """A background job that wants input is stopped, till it is in the foreground."""
         desk.exec("sh", "-c", "read line; echo $line again")
+        # In the middle of starting; but not of becoming somebody else.
+        wait_for(lambda: desk.state(of=Path(sys.executable).name) != [])
         desk.terminal.type("\x1a")
         desk.terminal.prompt()
         desk.terminal.type("bg\n")
