@@ -1,12 +1,12 @@
 """The sandbox's own rules: every connection to the proxy, DNS to the DNS server, else nothing.
 
-As nft lists them, with SOURCES for the namespace's own addresses::
+As nft lists them (tests/integration/test_exec_rules.py has it whole)::
 
     table inet sidecar {
         chain intercept {
             type filter hook prerouting priority mangle; policy accept;
-            meta l4proto != tcp accept comment "not TCP: see admit"
-            tcp dport 53 accept comment "DNS: its server listens everywhere"
+            meta l4proto != tcp accept comment "not TCP"
+            tcp dport 53 accept comment "DNS"
             ip daddr 127.0.0.0/8 accept comment "the sandbox's own"
             …
             tcp flags != syn / fin,syn,rst,ack socket wildcard 0 accept comment "already alive"
@@ -20,9 +20,12 @@ As nft lists them, with SOURCES for the namespace's own addresses::
             …
             udp dport 53 accept comment "DNS"
             udp sport 53 accept comment "DNS answers"
-            reject with icmpx port-unreachable comment "neither TCP nor DNS"
+            reject comment "neither TCP nor DNS"
         }
     }
+
+DNS needs no TPROXY: every address is the namespace's own, so its server, at port 53 of all
+of them, gets what is sent to any.
 
 Written with nf_tables' instructions themselves and not in the vocabulary that the
 rules of ``sidecar rules`` are written in: that takes longer to import than all of this
@@ -158,6 +161,8 @@ def _port(protocol: bytes, offset: int, port: int) -> _Match:
 def _alive() -> _Match:
     """TCP that begins no connection and has a socket of its own; others have SYN cookies."""
     return (
+        nft.meta(nft.L4PROTO),
+        nft.compare(_TCP),
         nft.payload(nft.TRANSPORT_HEADER, _TCP_FLAGS, 1),
         nft.bitwise_and(_FIN_SYN_RST_ACK),
         nft.compare(_SYN, negated=True),
