@@ -6,6 +6,8 @@ linux/seccomp.h). It refuses
 - sockets of every family but unix, inet, inet6 and netlink (packet, vsock, bluetooth,
   alg, xdp, …), with EAFNOSUPPORT, as a kernel without them does;
 - io_uring, whose requests no filter sees, with ENOSYS, as an older kernel does;
+- the kernel's keyrings, likewise: looking for a key, the kernel runs /sbin/request-key
+  outside, which asks the host's DNS for what it was asked (keyutils' key.dns_resolver);
 - on 32-bit x86 and ARM, the older ``socketcall`` for making sockets, whose family is
   not in a register;
 - x32's way of calling, whose numbers are others;
@@ -57,6 +59,7 @@ class _Architecture:
         audit: AUDIT_ARCH_… (linux/audit.h).
         sockets: socket and socketpair.
         ioctl: ioctl.
+        keys: add_key, request_key and keyctl.
         socketcall: socketcall; None where there is none.
         x32: Whether x32's calls have the same AUDIT_ARCH.
     """
@@ -66,6 +69,7 @@ class _Architecture:
         audit: int,
         sockets: tuple[int, int],
         ioctl: int,
+        keys: tuple[int, int, int],
         socketcall: int | None = None,
         *,
         x32: bool = False,
@@ -73,6 +77,7 @@ class _Architecture:
         self.audit = audit
         self.sockets = sockets
         self.ioctl = ioctl
+        self.keys = keys
         self.socketcall = socketcall
         self.x32 = x32
 
@@ -80,12 +85,12 @@ class _Architecture:
 # By machine: its own way of calling, then the 32-bit one that its kernel has as well.
 _ARCHITECTURES = {
     "x86_64": (
-        _Architecture(0xC000003E, (41, 53), 16, x32=True),
-        _Architecture(0x40000003, (359, 360), 54, 102),
+        _Architecture(0xC000003E, (41, 53), 16, (248, 249, 250), x32=True),
+        _Architecture(0x40000003, (359, 360), 54, (286, 287, 288), 102),
     ),
     "aarch64": (
-        _Architecture(0xC00000B7, (198, 199), 29),
-        _Architecture(0x40000028, (281, 288), 54, 102),
+        _Architecture(0xC00000B7, (198, 199), 29, (217, 218, 219)),
+        _Architecture(0x40000028, (281, 288), 54, (309, 310, 311), 102),
     ),
 }
 
@@ -126,7 +131,7 @@ def _block(architecture: _Architecture) -> list[bytes]:
     if architecture.socketcall is not None:
         calls = _refused(_FIRST_ARGUMENT, (_SYS_SOCKET, _SYS_SOCKETPAIR), _REFUSE_CALL)
         steps += [_step(_JEQ, architecture.socketcall, 0, len(calls)), *calls]
-    for number in _IO_URING:
+    for number in (*_IO_URING, *architecture.keys):
         steps += [_step(_JEQ, number, 0, 1), _step(_RET, _REFUSE_CALL)]
     return [*steps, _step(_RET, _ALLOW)]
 

@@ -18,6 +18,12 @@ MACHINE = {X86_64: "x86_64", I386: "x86_64", AARCH64: "aarch64", ARM: "aarch64"}
 SOCKET = {X86_64: 41, I386: 359, AARCH64: 198, ARM: 281}
 SOCKETPAIR = {X86_64: 53, I386: 360, AARCH64: 199, ARM: 288}
 CONNECT = {X86_64: 42, I386: 362, AARCH64: 203, ARM: 283}
+KEYS = {
+    X86_64: (248, 249, 250),
+    I386: (286, 287, 288),
+    AARCH64: (217, 218, 219),
+    ARM: (309, 310, 311),
+}
 IOCTL = {X86_64: 16, I386: 54, AARCH64: 29, ARM: 54}
 ARCHITECTURES = sorted(MACHINE)
 
@@ -67,6 +73,11 @@ class TestEveryWayOfCalling:
         """io_uring is not there."""
         assert "ENOSYS" == outcome(architecture, number, 8)
 
+    def test_keys(self, architecture: int) -> None:
+        """Nor are the keyrings, for whose sake the kernel runs programs outside."""
+        for number in KEYS[architecture]:
+            assert "ENOSYS" == outcome(architecture, number)
+
     @pytest.mark.parametrize("request_", [0x5412, 0x541C, 0x5412 | 1 << 32])
     def test_terminal(self, architecture: int, request_: int) -> None:
         """Nothing can be put into a terminal's input."""
@@ -79,6 +90,7 @@ class TestEveryWayOfCalling:
     def test_the_rest(self, architecture: int) -> None:
         """All else is."""
         known = {SOCKET[architecture], SOCKETPAIR[architecture], 425, 426, 427}
+        known |= set(KEYS[architecture])
         others = {102} if architecture in {I386, ARM} else set()
         for number in set(range(600)) - known - others:
             assert ALLOWED == outcome(architecture, number, 40, 0)
