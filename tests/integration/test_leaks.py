@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,29 @@ def test_no_namespaces(alone: Namespace) -> None:
     assert (1, "") == (done.returncode, done.stdout)
     assert done.stderr.startswith("sidecar doctor --leak-test: user.max_user_namespaces is 0")
     assert 1 == done.stderr.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        # As root of a user namespace, who needs no other.
+        ("max_user_namespaces", set()),
+        # Processes outside are then in sight, which is documented; nothing more.
+        ("max_pid_namespaces", {"signal"}),
+        # Kernel settings can't be protected then: uid 0 must not run anything.
+        ("max_mnt_namespaces", set()),
+    ],
+)
+def test_without_some_namespaces(alone: Namespace, setting: str, expected: set[str]) -> None:
+    """Where exec does without, nothing gets out either."""
+    done = run(alone, in_user_namespace({setting: "0"}, doctor("--leak-test", "--json")))
+    if done.stdout:
+        found = json.loads(done.stdout)["attempts"]
+        leaks = {each["name"] for each in found if each["verdict"] in {"leaked", "faulty"}}
+        assert expected == leaks, [each for each in found if each["name"] in leaks]
+    else:
+        # Refused is as good.
+        assert done.returncode == 1
 
 
 class TestJudging:

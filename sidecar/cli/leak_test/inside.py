@@ -32,6 +32,8 @@ ATTEMPTS: tuple[Attempt, ...] = (
 # Seconds. An attempt takes at most one answer's time, or a few.
 _PATIENCE = 5.0
 _LINGERING_PAUSE = 0.005
+# Longer than the outside waits: whoever is not ended with sidecar ends by himself.
+_LINGERING = 10.0
 
 
 def main() -> int:
@@ -76,30 +78,32 @@ def _make(chosen: Attempt, outside: Outside) -> dict[str, str]:
 
 
 def linger() -> int:
-    """Go on sending until somebody ends it; sys.argv says how sidecar is to be killed.
+    """Go on sending until somebody ends it, or for ten seconds.
 
-    "group": by this process, which kills its process group, sidecar included; "outside":
+    sys.argv says how sidecar is to be killed. "group": by this process, which kills its process group, sidecar included; "outside":
     by somebody else, who waits for a line.
     """
     outside = Outside(**json.loads(sys.argv[2]))
     if os.fork() == 0:
         # Not of the group, so it is not killed with it.
         os.setsid()
-        _send_for_ever(outside)
+        _send_until_ended(outside)
     time.sleep(0.1)
     print("sending", flush=True)
     sys.stdin.readline()
     if sys.argv[1] == "group":
         os.kill(0, 9)
-    time.sleep(60)
+    time.sleep(_LINGERING)
     return 0
 
 
-def _send_for_ever(outside: Outside) -> None:
-    while True:
+def _send_until_ended(outside: Outside) -> None:
+    deadline = time.monotonic() + _LINGERING
+    while time.monotonic() < deadline:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             with suppress(OSError), socket.socket(socket.AF_INET, kind) as sock:
                 sock.settimeout(0.1)
                 sock.connect((outside.ipv4, outside.port))
                 sock.sendall(say(outside))
         time.sleep(_LINGERING_PAUSE)
+    os._exit(0)

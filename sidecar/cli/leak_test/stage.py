@@ -64,7 +64,8 @@ _SETTLING = 0.03
 _LATE = 0.5
 # Seconds for an answer from inside; attempts give up before.
 _PATIENCE = 20.0
-_OWN_FAILURE = 125
+# Seconds in which everybody inside has ended when sidecar has: much less than they linger.
+_ENDING = 5.0
 
 
 class LeakTestError(SidecarError):
@@ -294,7 +295,7 @@ def _killed(how: str, outside: Outside, listeners: Listeners, policy: Path) -> O
             _tell(process.stdin, "now")
         began = time.monotonic()
         # To the end of the stream: whoever is inside has the other end of it.
-        while process.stdout in select.select([process.stdout], [], [], _PATIENCE)[0]:
+        while process.stdout in select.select([process.stdout], [], [], _ENDING)[0]:
             if not os.read(process.stdout.fileno(), 65536):
                 break
         else:
