@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from identities import NOBODY, as_nobody, in_user_namespace, without_capabilities
-from integration.doctors import doctor, read, run
+from integration.doctors import ROOT, doctor, read, run
 from integration.netns import Namespace
 
 from sidecar.cli.doctor import host
@@ -153,6 +153,15 @@ class TestWhereSomethingIsMissing:
         command = ["prlimit", "--nofile=256:256", "--", *doctor("--json")]
         check = found(read(run(alone, command), SCHEMA), "descriptors")
         assert ("not", "256, at most 256: few") == (check["state"], check["found"])
+
+
+def test_documented() -> None:
+    """The table has all checks, and no others."""
+    text = (ROOT / "docs/reference/doctor.md").read_text(encoding="utf-8")
+    table = text[text.index("## What is checked") : text.index("## The leak test")]
+    rows = re.findall(r"^\| ([^|]+?) \| [^|]+ \| [^|]*\|$", table, re.MULTILINE)
+    named = [name for row in rows for name in row.split(", ")]
+    assert [check.name for check in checks()] == named[1:]
 
 
 class TestHost:

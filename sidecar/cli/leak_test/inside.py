@@ -80,8 +80,8 @@ def _make(chosen: Attempt, outside: Outside) -> dict[str, str]:
 def linger() -> int:
     """Go on sending until somebody ends it, or for ten seconds.
 
-    sys.argv says how sidecar is to be killed. "group": by this process, which kills its process group, sidecar included; "outside":
-    by somebody else, who waits for a line.
+    sys.argv says how sidecar is to be killed. "group": by this process, which kills its
+    process group, sidecar included; "outside": by somebody else, who waits for a line.
     """
     outside = Outside(**json.loads(sys.argv[2]))
     if os.fork() == 0:

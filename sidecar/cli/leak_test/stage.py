@@ -18,12 +18,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from sidecar.cli.demo import children
 from sidecar.cli.doctor.trial import enter_namespaces
 from sidecar.cli.leak_test import showing
 from sidecar.cli.leak_test.attempts import Attempt, Outside
+from sidecar.cli.leak_test.conversing import PATIENCE, LeakTestError, converse, hear, tell
 from sidecar.cli.leak_test.inside import ATTEMPTS, serve
 from sidecar.cli.leak_test.listening import ALLOWED_NAME, NETLINK_PORT, PORT, Listeners
 from sidecar.cli.leak_test.outcomes import Came, Outcome, judge
@@ -59,21 +60,10 @@ allow = ["{ALLOWED_NAME}:{PORT}"]
 private_names = ["{ALLOWED_NAME}"]
 """
 _RESOLV_CONF = "/etc/resolv.conf"
-# Seconds in which what is under way arrives: all is on loopback.
-_SETTLING = 0.03
+# Seconds in which whatever came later would be there.
 _LATE = 0.5
-# Seconds for an answer from inside; attempts give up before.
-_PATIENCE = 20.0
 # Seconds in which everybody inside has ended when sidecar has: much less than they linger.
 _ENDING = 5.0
-
-
-class LeakTestError(SidecarError):
-    """The test can't be made.
-
-    Args:
-        problem: Why.
-    """
 
 
 def main() -> int:
@@ -195,7 +185,7 @@ def _without_exec(outside: Outside, listeners: Listeners) -> Iterator[tuple[str,
     try:
         with os.fdopen(questions[1], "w") as asking, os.fdopen(answers[0], "rb", 0) as hearing:
             chosen = [each for each in ATTEMPTS if each.control]
-            for attempt, outcome in _converse(chosen, outside, asking, hearing, listeners):
+            for attempt, outcome in converse(chosen, outside, asking, hearing, listeners):
                 yield attempt.name, outcome
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -213,9 +203,9 @@ def _in_exec(
             if process.stdin is None or process.stdout is None:
                 raise LeakTestError("no pipes")
             seen = replace(outside, init=1, sidecar=process.pid)
-            yield from _converse(ATTEMPTS, seen, process.stdin, process.stdout, listeners)
+            yield from converse(ATTEMPTS, seen, process.stdin, process.stdout, listeners)
             process.stdin.close()
-            process.wait(_PATIENCE)
+            process.wait(PATIENCE)
         finally:
             process.kill()
     late = Attempt("late", "whatever came later", lambda _: "", control=False)
@@ -239,46 +229,6 @@ def _sidecar(command: list[str], listeners: Listeners, policy: Path) -> subproce
     )
 
 
-def _converse(
-    attempts: tuple[Attempt, ...] | list[Attempt],
-    outside: Outside,
-    asking: IO[str] | IO[bytes],
-    hearing: IO[bytes],
-    listeners: Listeners,
-) -> Iterator[tuple[Attempt, Outcome]]:
-    """Have attempts made, one after the other, and look at what arrives meanwhile."""
-    _tell(asking, json.dumps(asdict(outside)))
-    for attempt in attempts:
-        _tell(asking, attempt.name)
-        arrived: list[str] = []
-        line = _hear(hearing, listeners, arrived)
-        answer = json.loads(line)
-        time.sleep(_SETTLING)
-        arrived += listeners.arrived()
-        yield attempt, Outcome(Came(answer["came"]), answer["detail"], tuple(arrived))
-
-
-def _tell(asking: IO[str] | IO[bytes], text: str) -> None:
-    os.write(asking.fileno(), text.encode() + b"\n")
-
-
-def _hear(hearing: IO[bytes], listeners: Listeners, arrived: list[str]) -> bytes:
-    deadline = time.monotonic() + _PATIENCE
-    received = b""
-    while not received.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        ready, _, _ = select.select([hearing.fileno(), *listeners.filenos()], [], [], max(left, 0))
-        if not ready:
-            raise LeakTestError("there is no answer from inside")
-        arrived += listeners.arrived()
-        if hearing.fileno() in ready:
-            chunk = os.read(hearing.fileno(), 65536)
-            if not chunk:
-                raise LeakTestError("the attempts could not be made: their process has ended")
-            received += chunk
-    return received
-
-
 def _killed(how: str, outside: Outside, listeners: Listeners, policy: Path) -> Outcome:
     """Kill sidecar while processes inside go on sending; see that they end, and nothing arrives."""
     listeners.arrived()
@@ -288,11 +238,11 @@ def _killed(how: str, outside: Outside, listeners: Listeners, policy: Path) -> O
         if process.stdin is None or process.stdout is None:
             raise LeakTestError("no pipes")
         arrived: list[str] = []
-        _hear(process.stdout, listeners, arrived)
+        hear(process.stdout, listeners, arrived)
         if how == "outside":
             process.kill()
         else:
-            _tell(process.stdin, "now")
+            tell(process.stdin, "now")
         began = time.monotonic()
         # To the end of the stream: whoever is inside has the other end of it.
         while process.stdout in select.select([process.stdout], [], [], _ENDING)[0]:
@@ -302,7 +252,7 @@ def _killed(how: str, outside: Outside, listeners: Listeners, policy: Path) -> O
             process.kill()
             arrived.append("processes inside go on")
         seconds = time.monotonic() - began
-        process.wait(_PATIENCE)
+        process.wait(PATIENCE)
     time.sleep(_LATE)
     arrived += listeners.arrived()
     return Outcome(Came.DONE, f"all inside ended with it, in {seconds:.2f} s", tuple(arrived))
