@@ -7,6 +7,7 @@ Called before Twisted is imported, so nothing heavy is.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -126,7 +127,21 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
 
 
 def make_read_only(path: str) -> None:
-    """Make a mount and all below it read-only (mount_setattr(2), since Linux 5.12)."""
+    """Make a mount and all below it read-only.
+
+    Before Linux 5.12, which brought mount_setattr(2), the mount alone.
+    """
+    try:
+        _set_read_only(path)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        # What a mount of somebody else's forbids, it must go on forbidding.
+        kept = MS_NOSUID | MS_NODEV | MS_NOEXEC
+        mount("none", path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
+
+
+def _set_read_only(path: str) -> None:
     attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
     _check(
         _library().syscall(
