@@ -62,6 +62,9 @@ class DestinationFinder:
         mode: Which mechanisms to expect.
         port: The listener's.
         transparent: Whether the listener has IP_TRANSPARENT.
+
+    Attributes:
+        port: The listener's.
     """
 
     def __init__(self, mode: InterceptMode, port: int, *, transparent: bool) -> None:

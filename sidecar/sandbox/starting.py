@@ -141,6 +141,8 @@ def start(command: list[str]) -> Started:
     Args:
         command: What to run, at least one word.
     """
+    # Who ignores it can't wait for its children.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

@@ -266,6 +266,15 @@ class TestRefused:
         assert PAGE == done.output
         assert [f"{server} (--allow)"] == [line["rule"] for line in done.log]
 
+    def test_certificates(self, stage: Stage, pair: Pair, port: int) -> None:
+        """A policy may want names shown by certificates; for others, all is as ever."""
+        server = pair.far.at("ipv4", port)
+        policy = stage.directory / "policy.toml"
+        policy.write_text(f'[policy]\nverify = "certificate"\nallow = ["{server}"]\n')
+        with Origin(pair.far.namespace, server, http_page):
+            done = stage.run("curl", "-sS", f"http://{server}/", options=["--policy", str(policy)])
+        assert ("", PAGE) == (done.errors, done.output)
+
     def test_nobody_listens(self, stage: Stage, pair: Pair, family: Family, port: int) -> None:
         """A server that refuses looks like one that hangs up."""
         done = stage.run("curl", "-sS", "--globoff", f"http://{pair.far.at(family, port)}/")

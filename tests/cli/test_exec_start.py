@@ -1,0 +1,73 @@
+"""`sidecar exec` starts fast: what is imported before the fork, and what isn't at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def modules_after(program: str) -> set[str]:
+    """Which modules a fresh Python has after running a program."""
+    text = (
+        f"import json, sys; sys.path[:] = {sys.path!r}\n{program}\n"
+        "print(json.dumps([name for name, module in sys.modules.items() if module]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], check=True, capture_output=True, text=True, timeout=60
+    )
+    return set(json.loads(done.stdout))
+
+
+class TestImports:
+    @pytest.mark.parametrize("module", ["sidecar.cli.exec", "sidecar.sandbox.inside"])
+    def test_light(self, module: str) -> None:
+        """Before the fork, and in the set-up process, there is no Twisted and little else."""
+        found = modules_after(f"import sidecar.cli, {module}")
+        heavy = {"twisted", "zope.interface", "asyncio", "ssl", "tomllib"}
+        assert set() == found & heavy
+        assert not {name for name in found if name.startswith(("sidecar.policy", "sidecar.config"))}
+
+    def test_no_tls(self) -> None:
+        """The reactor comes without TLS where nobody speaks it."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "import sidecar.cli.exec.serving\n"
+        )
+        assert "twisted.internet.reactor" in found
+        assert set() == found & {"OpenSSL", "cryptography", "service_identity"}
+
+    def test_tls_afterwards(self) -> None:
+        """PyOpenSSL was hidden for that moment only."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "import OpenSSL.SSL\n"
+        )
+        assert "OpenSSL.SSL" in found
+
+    def test_tls(self) -> None:
+        """Where we speak it, it is there."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=True)\n"
+            "import sidecar.cli.exec.probing\n"
+        )
+        assert {"twisted.protocols.tls", "OpenSSL.SSL"} <= found
+
+    def test_collecting(self) -> None:
+        """Garbage is collected again afterwards, whatever happened."""
+        found = modules_after(
+            "import gc\n"
+            "from sidecar.cli.exec.importing import without_collecting\n"
+            "try:\n"
+            "    with without_collecting():\n"
+            "        assert not gc.isenabled()\n"
+            "        raise KeyError\n"
+            "except KeyError:\n"
+            "    assert gc.isenabled()\n"
+        )
+        assert "gc" in found
