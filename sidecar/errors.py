@@ -16,7 +16,12 @@ and what to do, in one line, and the facts are attributes.
     │   ├── NameNotResolved
     │   │   └── ResolverBusy        … for want of a free place in the queue
     │   ├── ProxyLoopDetected
-    │   └── ResolveTimeout
+    │   ├── ResolveTimeout
+    │   └── TunnelError             a proxy on the way that opens no tunnel; knows its status
+    │       ├── TunnelReplyMalformed    … since it doesn't answer in HTTP, or not to the end
+    │       ├── TunnelTimeout           … in time
+    │       └── TunnelRefused           … and says so
+    │           └── TunnelUnauthorized      … for want of the right credentials
     ├── VerificationError       an address not shown to belong to a name; knows its reason
     │   ├── AddressRefused
     │   ├── CertificateMismatch
@@ -58,6 +63,11 @@ __all__ = [
     "RulesPrivilegeError",
     "SidecarError",
     "TrustError",
+    "TunnelError",
+    "TunnelRefused",
+    "TunnelReplyMalformed",
+    "TunnelTimeout",
+    "TunnelUnauthorized",
     "VerificationError",
     "VerificationImpossible",
 ]
@@ -195,6 +205,39 @@ class ProxyLoopDetected(DialError):
     """Dialling would come back to this very process."""
 
     end = FlowEnd.PROXY_LOOP_DETECTED
+
+
+class TunnelError(DialError):
+    """The proxy on the way was reached, and opened no tunnel to the upstream.
+
+    Args:
+        upstream: Where the tunnel should have led, as ``host:port``.
+        problem: The cause; names the proxy.
+        status: What the proxy answered; None where that was no answer.
+    """
+
+    def __init__(self, upstream: str, problem: str, status: int | None = None) -> None:
+        super().__init__(upstream, problem)
+        self.args = (upstream, problem, status)
+        self.status = status
+
+
+class TunnelReplyMalformed(TunnelError):
+    """What the proxy sent is no HTTP/1 response, too long for one, or ended before its end."""
+
+
+class TunnelTimeout(TunnelError):
+    """The proxy did not answer in time."""
+
+    end = FlowEnd.CONNECTION_TIMEOUT
+
+
+class TunnelRefused(TunnelError):
+    """The proxy answered with a status other than 2xx."""
+
+
+class TunnelUnauthorized(TunnelRefused):
+    """The proxy wants credentials, or others than it was given (407)."""
 
 
 class VerificationError(SidecarError):
