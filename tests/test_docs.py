@@ -26,6 +26,7 @@ from sidecar import config, endpoint_strings
 from sidecar.errors import DialError, VerificationError, VerificationImpossible
 from sidecar.flow import FlowEnd
 from sidecar.policy import Reason
+from sidecar.protocols.http import replies
 from sidecar.tap import Options
 from sidecar.wire.client_hello import HelloReason
 from sidecar.wire.http_head import HttpHeadReason
@@ -364,6 +365,8 @@ def reasons_in_source() -> set[str]:
         *(reason.value for reason in Reason),
         *(f"hello_{reason.value}" for reason in HelloReason if reason.value != "not_tls"),
         *(f"http_{reason.value}" for reason in HttpHeadReason if reason.value != "not_http"),
+        *(reply.reason for reply in vars(replies).values() if isinstance(reply, replies.Reply)),
+        *(reply.reason for reply in map(replies.reply_to_end, FlowEnd) if reply is not None),
         # A name's verification gives up with these.
         *(kind.end.value for kind in subclasses(DialError)),
     }
