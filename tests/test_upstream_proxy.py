@@ -94,5 +94,5 @@ def test_no_proxy() -> None:
     assert proxy.is_for(parse_authority("example.org:443"))
     assert not proxy.is_for(parse_authority("git.corp.example:443"))
     assert not proxy.is_for(parse_authority("10.1.2.3:443"))
-    with pytest.raises(AddressError, match="127.1"):
+    with pytest.raises(AddressError, match=r"127\.1"):
         UpstreamProxy.parse("http://proxy.example:3128", "127.1")
