@@ -127,6 +127,7 @@ class SocketTransport:
         "_writable",
         "_write_ended",
         "_write_ending",
+        "_write_told",
         "connected",
         "disconnecting",
         "last_words",
@@ -165,10 +166,11 @@ class SocketTransport:
         # May dataReceived be called; may write still write.
         self._reading = True
         self._writable = True
-        # The other process has sent all; ours is asked for; ours is out.
+        # The other process has sent all; our end is asked for; it is out; it is told of.
         self._eof = False
         self._write_ending = False
         self._write_ended = False
+        self._write_told = False
         # What a failed write said while `last_words` are still read.
         self._dead: OSError | None = None
         self._reason: Failure | None = None
@@ -360,6 +362,7 @@ class SocketTransport:
     def _tell_write_ended(self) -> None:
         if not self.connected:
             return
+        self._write_told = True
         if IHalfCloseableProtocol.providedBy(self.protocol):
             try:
                 self.protocol.writeConnectionLost()
@@ -487,7 +490,7 @@ class SocketTransport:
         tell()
 
     def _finish_if_both_ended(self) -> None:
-        if self.connected and self._eof and self._write_ended:
+        if self.connected and self._eof and self._write_told:
             self._close(connectionDone)
             self._tell()
 
