@@ -31,7 +31,8 @@ and what to do, in one line, and the facts are attributes.
     │   └── RulesPrivilegeError     … for want of a capability
     ├── NamespaceError          a namespace that can't be made; knows the cure
     ├── ExtensionError          a plugin that is asked for and not installed
-    └── TrustError              a file of certificate authorities that can't be used
+    ├── TrustError              a file of certificate authorities that can't be used
+    └── CheckerError            a password checker that can't be used
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = [
     "AddressRefused",
     "CertificateMismatch",
     "CertificateUnavailable",
+    "CheckerError",
     "ConfigError",
     "ConnectionRefused",
     "ConnectionReset",
@@ -359,3 +361,18 @@ class TrustError(SidecarError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
+
+
+class CheckerError(SidecarError):
+    """A password checker (strcred) that can't be used.
+
+    Args:
+        problem: What is wrong with it, without any password.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
