@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.options import positive
+from benchmarks.options import positive, say
 from benchmarks.processes import ROOT
 from benchmarks.stats import Figure, Samples, rotated, table
 from sidecar import __version__
@@ -123,7 +123,7 @@ def _mitmproxy() -> _Column | None:
     try:
         layer: Any = import_module("mitmproxy.proxy.layers.tls")
     except ImportError as error:
-        _say(
+        say(
             f"without mitmproxy: {error}. In an environment of its own, since it pins "
             "cryptography and others: python -m venv BENCH && BENCH/bin/pip install mitmproxy "
             "twisted zope.interface msgspec && BENCH/bin/python -m benchmarks hello"
@@ -189,8 +189,3 @@ def _rate(column: _Column, hellos: Sequence[bytes], passes: int) -> float:
         for hello in hellos:
             parse(hello)
     return passes * len(hellos) / (time.perf_counter() - began)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

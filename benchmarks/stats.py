@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Figure", "Samples", "percentile", "rotated", "table"]
+__all__ = ["Figure", "Samples", "as_json", "percentile", "rotated", "table"]
 
 _ABSENT = "-"
 
@@ -62,6 +62,23 @@ class Samples:
         """Return the peer's median over the base's; None if either is missing or zero."""
         ours, theirs = self.median(figure, peer), self.median(figure, base)
         return ours / theirs if ours is not None and theirs else None
+
+
+def as_json(
+    samples: Samples, figures: Sequence[Figure], peers: Sequence[str], base: str
+) -> dict[str, object]:
+    """Every sample with what it comes to, by figure and peer; the arguments as for `table`."""
+    return {
+        figure.key: {
+            peer: {
+                "samples": samples.of(figure, peer),
+                "median": samples.median(figure, peer),
+                "ratio": samples.ratio(figure, peer, base),
+            }
+            for peer in peers
+        }
+        for figure in figures
+    }
 
 
 def percentile(ordered: Sequence[int], percent: int) -> int:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import measures, origins
-from benchmarks.options import positive
+from benchmarks.options import add_comparison, say
 from benchmarks.peers import DIRECT, HAPROXY, PEERS, Origin, Peer, serving
 from benchmarks.processes import StartError, output_of
-from benchmarks.stats import Figure, Samples, rotated, table
+from benchmarks.stats import Figure, Samples, as_json, rotated, table
 
 if TYPE_CHECKING:
     import argparse
@@ -57,37 +57,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "tcp", help="the static TCP relay beside HAProxy, nginx stream and Twisted's portforward"
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="how often (3)")
-    parser.add_argument("--seconds", type=positive, default=1, help="per measurement (1)")
-    parser.add_argument(
-        "--only",
-        type=lambda text: [Measure(name) for name in text.split(",")],
-        default=list(Measure),
-        metavar="MEASURE[,MEASURE]",
-        help=", ".join(measure.value for measure in Measure),
-    )
-    parser.add_argument(
-        "--peers",
-        type=lambda text: [_peer(name) for name in text.split(",")],
-        default=list(PEERS),
-        metavar="PEER[,PEER]",
-        help=", ".join(peer.name for peer in PEERS) + "; direct is always there",
-    )
-    parser.add_argument(
-        "--base",
-        default=HAPROXY,
-        choices=[DIRECT, *(peer.name for peer in PEERS)],
-        help=f"the peer that the others are divided by ({HAPROXY})",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here too")
+    add_comparison(parser, Measure, PEERS, DIRECT, base=HAPROXY, rounds=3)
     parser.set_defaults(run=_run)
-
-
-def _peer(name: str) -> Peer:
-    for peer in PEERS:
-        if peer.name == name:
-            return peer
-    raise ValueError(name)
 
 
 @dataclass(slots=True)
@@ -122,7 +93,7 @@ class _Run:
     def fail(self, text: str) -> None:
         """Note a failure, and say it at once."""
         self.failures.append(text)
-        _say(f"! {text}")
+        say(f"! {text}")
 
     def _values(self, measure: Measure, column: str, number: int) -> list[tuple[Figure, float]]:
         port = self.ports[column][_ORIGINS[measure]]
@@ -160,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
         chosen = [measure for measure in chosen if _ORIGINS[measure] in run.origins]
         versions = _start_peers(run, stack, arguments.peers)
         for number in range(run.rounds):
-            _say(f"round {number + 1} of {run.rounds}")
+            say(f"round {number + 1} of {run.rounds}")
             for measure in chosen:
                 for column in rotated(list(run.ports), number):
                     run.take(measure, column, number)
@@ -183,7 +154,7 @@ def _start_origins(run: _Run, stack: ExitStack, chosen: Sequence[Measure]) -> No
             run.origins[origin] = stack.enter_context(origins.origin(origin, run.directory))
         else:
             without = [measure.value for measure in chosen if _ORIGINS[measure] is origin]
-            _say(f"without the measure {' and '.join(without)}: {problem}")
+            say(f"without the measure {' and '.join(without)}: {problem}")
     run.ports[DIRECT] = dict(run.origins)
 
 
@@ -192,7 +163,7 @@ def _start_peers(run: _Run, stack: ExitStack, peers: Sequence[Peer]) -> dict[str
     for peer in peers:
         problem = peer.missing()
         if problem is not None:
-            _say(f"without {peer.name}: {problem}")
+            say(f"without {peer.name}: {problem}")
             continue
         with ExitStack() as starting:
             try:
@@ -254,27 +225,12 @@ def _machine() -> str:
 def _json(
     run: _Run, chosen: Sequence[Measure], versions: Mapping[str, str], base: str
 ) -> dict[str, object]:
+    figures = [figure for measure in chosen for figure in _FIGURES[measure]]
     return {
         "machine": _machine(),
         "versions": versions,
         "seconds": run.seconds,
         "base": base,
         "failures": run.failures,
-        "figures": {
-            figure.key: {
-                column: {
-                    "samples": run.samples.of(figure, column),
-                    "median": run.samples.median(figure, column),
-                    "ratio": run.samples.ratio(figure, column, base),
-                }
-                for column in run.ports
-            }
-            for measure in chosen
-            for figure in _FIGURES[measure]
-        },
+        "figures": as_json(run.samples, figures, list(run.ports), base),
     }
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

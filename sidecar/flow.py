@@ -118,6 +118,8 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         ja4: The fingerprint of its ClientHello.
         ech: Whether its ClientHello carries an encrypted one, so that `host` may be a
             front for another.
+        problem: Why the client's first bytes can't be trusted to name a host, as a
+            reason code; None while nothing is known to be wrong.
         observer: Told of the end, once.
         started: Seconds since the epoch.
         started_monotonic: The same moment on the monotonic clock.
@@ -146,6 +148,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     alpn: tuple[str, ...] = ()
     ja4: str | None = None
     ech: bool = False
+    problem: str | None = None
     started: float = msgspec.field(default_factory=time.time)
     started_monotonic: float = msgspec.field(default_factory=time.monotonic)
     serial: int = msgspec.field(default_factory=_next_serial)

@@ -83,7 +83,7 @@ class IPeekedProtocol(Interface):
         """Take note of the client's facts; called once, before `makeConnection`.
 
         Args:
-            flow: protocol, host, host_from, alpn, ja4 and ech are final.
+            flow: protocol, host, host_from, alpn, ja4, ech and problem are final.
         """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import parse_authority, parse_host
@@ -28,19 +29,20 @@ _OTHER_THAN_TLS = frozenset({HelloReason.NOT_TLS})
 # ever given to the other reader, so no more need to be kept.
 _TELLING = 5
 
+# Clients ask for the same names again: these many, each with its canonical form, no
+# longer than names are, in half a MiB.
+_MAX_KEPT = 254
+_kept_host = lru_cache(1024)(parse_host)
+
 
 class Peek:
     """Reads a client's first bytes into its flow's facts.
 
     Args:
-        flow: Gains protocol, host, host_from, alpn, ja4 and ech.
-
-    Attributes:
-        problem: Why the bytes can't be trusted to name a host, as a reason code;
-            None while nothing is wrong.
+        flow: Gains protocol, host, host_from, alpn, ja4, ech and problem.
     """
 
-    __slots__ = ("_flow", "_head", "_hello", "_seen", "problem")
+    __slots__ = ("_flow", "_head", "_hello", "_seen")
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -48,7 +50,6 @@ class Peek:
         self._head: HttpHeadReader | None = None
         # What the hello's reader has seen while it might still have been TLS.
         self._seen = b""
-        self.problem: str | None = None
 
     def feed(self, data: bytes) -> bool:
         """Read on.
@@ -80,7 +81,7 @@ class Peek:
         self._seen = b""
         if error.reason not in _OTHER_THAN_TLS:
             self._flow.protocol = Protocol.TLS
-            self.problem = f"hello_{error.reason.value}"
+            self._flow.problem = f"hello_{error.reason.value}"
             return True
         self._flow.protocol = Protocol.TCP
         self._head = HttpHeadReader()
@@ -93,7 +94,8 @@ class Peek:
         flow.ja4 = ja4(hello)
         flow.ech = hello.ech
         if hello.sni is not None:
-            self._name(hello.sni, HostSource.SNI, parse_host)
+            short = len(hello.sni) <= _MAX_KEPT
+            self._name(hello.sni, HostSource.SNI, _kept_host if short else parse_host)
 
     def _read_head(self, data: bytes) -> bool:
         head = self._head
@@ -104,7 +106,7 @@ class Peek:
         except HttpHeadError as error:
             if error.reason is not HttpHeadReason.NOT_HTTP:
                 self._flow.protocol = Protocol.HTTP
-                self.problem = f"http_{error.reason.value}"
+                self._flow.problem = f"http_{error.reason.value}"
             return True
         if request is None:
             return False
@@ -122,7 +124,7 @@ class Peek:
         try:
             host = parse(text)
         except AddressError:
-            self.problem = "invalid_host"
+            self._flow.problem = "invalid_host"
             return
         # An address is no name: the flow is judged by the address that it dialled.
         if isinstance(host, str):

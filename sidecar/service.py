@@ -12,14 +12,16 @@ from twisted.internet import defer
 from twisted.internet.endpoints import serverFromString
 from twisted.logger import Logger
 
-from sidecar.config import Config, OpenFlows, Verify
+from sidecar.config import COMMAND_LINE, Config, OpenFlows, PolicyConfig, Verify
 from sidecar.dialing import Source
 from sidecar.endpoints import adopt_port
-from sidecar.errors import ListenError, SidecarError
+from sidecar.errors import ConfigError, ListenError, SidecarError, TrustError
 from sidecar.extensions import find_plugins
 from sidecar.flow import ListenerKind
 from sidecar.interfaces import IDecisionStep, IFlowObserver, INamedObserver
-from sidecar.names.identity import CertificateProber, trust
+from sidecar.names.certificates import trust
+from sidecar.names.identity import CertificateProber
+from sidecar.names.reactor import install
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.verifying import Certificate, Off, Redial, Verifier
 from sidecar.observe.several import Observers
@@ -33,13 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from OpenSSL import SSL
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
     from twisted.python.failure import Failure
 
     from sidecar.interfaces import IRelayReactor
     from sidecar.observe.access_log import AccessLog
 
-__all__ = ["SidecarService", "fail"]
+__all__ = ["SidecarService", "fail", "trusted"]
 
 
 class SidecarService(service.Service):
@@ -50,6 +53,7 @@ class SidecarService(service.Service):
         config: What to do.
         log: Told of each flow's end; stopped with the service.
         load: Reads the configuration again, for a reload; None for what it is now.
+        source: Where the configuration is from, for errors.
     """
 
     name = "sidecar"
@@ -61,16 +65,20 @@ class SidecarService(service.Service):
         config: Config,
         load: Callable[[], Config] | None = None,
         log: AccessLog | None = None,
+        source: str = COMMAND_LINE,
     ) -> None:
         self._reactor = reactor
         self._config = config
         self._load = load or (lambda: config)
         self._log = log
+        self._source = source
         self._judge: Judge | None = None
-        self._closing: list[Callable[[], object]] = []
+        # The one that is asked last; earlier ones while somebody waits for them.
+        self._probers: list[CertificateProber] = []
         self._ports: list[IListeningPort] = []
         self._runtime: Runtime | None = None
         self._resolver: SystemResolver | None = None
+        self._uninstall: Callable[[], None] | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -93,10 +101,11 @@ class SidecarService(service.Service):
             limits=config.limits,
         )
         self._resolver = resolver = SystemResolver(runtime.reactor, runtime.reactor)
-        self._closing.append(resolver.close)
+        # For forwards to host names, and whatever else Twisted's endpoints connect to.
+        self._uninstall = install(runtime.reactor, resolver)
         self._judge = judge = Judge(
             config.policy.build(),
-            self._verifier(config.policy.verify, runtime, resolver),
+            self._verifier(config.policy, runtime, resolver),
             silence=config.limits.silence,
             patience=config.limits.patience,
             steps=find_plugins(IDecisionStep, config.policy.steps),
@@ -129,14 +138,19 @@ class SidecarService(service.Service):
             return Observers(observers)
         return observers[0] if observers else None
 
-    def _verifier(self, verify: Verify, runtime: Runtime, resolver: SystemResolver) -> Verifier:
-        if verify is Verify.OFF:
-            return Off()
-        if verify is Verify.REDIAL:
-            return Redial(resolver)
-        prober = CertificateProber(runtime.reactor, runtime.poller, runtime.dialer, trust())
-        self._closing.append(prober.close)
-        return Certificate(prober)
+    def _verifier(
+        self, policy: PolicyConfig, runtime: Runtime, resolver: SystemResolver
+    ) -> Verifier:
+        if policy.verify is Verify.CERTIFICATE:
+            context = trusted(policy, self._source)
+            prober = CertificateProber(runtime.reactor, runtime.poller, runtime.dialer, context)
+            self._probers = [each for each in self._probers if each.busy]
+            self._probers.append(prober)
+            return Certificate(prober)
+        if policy.ca_file is not None:
+            # A file that can't be used is found before it is needed.
+            trusted(policy, self._source)
+        return Off() if policy.verify is Verify.OFF else Redial(resolver)
 
     def startService(self) -> None:
         """Be told of SIGHUP."""
@@ -158,19 +172,16 @@ class SidecarService(service.Service):
             return
         try:
             config = self._load()
-            verify = config.policy.verify
-            verifier = None
-            if verify is not self._config.policy.verify:
-                verifier = self._verifier(verify, self._runtime, self._resolver)
             steps = find_plugins(IDecisionStep, config.policy.steps)
+            # Anew even if the configuration is the same: the authorities may not be.
+            verifier = self._verifier(config.policy, self._runtime, self._resolver)
         except SidecarError as error:
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
         self._judge.policy = config.policy.build()
         self._judge.steps = steps
+        self._judge.verifier = verifier
         self._config = msgspec.structs.replace(self._config, policy=config.policy)
-        if verifier is not None:
-            self._judge.verifier = verifier
         if config.policy.open_flows is OpenFlows.CLOSE:
             self._judge.close_denied()
         self._log_reload.info(
@@ -198,16 +209,37 @@ class SidecarService(service.Service):
         self._judge = None
         if self._runtime is not None:
             self._runtime.close()
-            for close in self._closing:
-                close()
-            self._closing.clear()
             self._runtime = None
+        if self._uninstall is not None:
+            self._uninstall()
+            self._uninstall = None
+        if self._resolver is not None:
+            self._resolver.close()
             self._resolver = None
+        for prober in self._probers:
+            prober.close()
+        self._probers.clear()
         if self._log is not None:
             stopped.append(self._log.stop())
             self._log = None
         waiting = [one for one in stopped if isinstance(one, defer.Deferred)]
         return defer.gatherResults(waiting).addCallback(lambda _: None)
+
+
+def trusted(policy: PolicyConfig, source: str) -> SSL.Context:
+    """Load the certificate authorities that a policy trusts.
+
+    Args:
+        policy: Names the file of them, or none.
+        source: Where the configuration is from, for the error.
+
+    Raises:
+        ConfigError: The file can't be used.
+    """
+    try:
+        return trust(policy.ca_file)
+    except TrustError as error:
+        raise ConfigError(source, "policy.ca_file", error.path, error.problem) from None
 
 
 def fail(error: SidecarError) -> NoReturn:

@@ -12,7 +12,7 @@ from sidecar.endpoints import TransparentServerEndpoint
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.observe.access_log import AccessLog
 from sidecar.observe.line_writer import open_log
-from sidecar.service import SidecarService, fail
+from sidecar.service import SidecarService, fail, trusted
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Options(usage.Options):
         )
         if not (config.outbound or config.inbound or config.forward or config.sni_proxy):
             raise ConfigError(
-                self["config"] or COMMAND_LINE,
+                self.source,
                 None,
                 None,
                 "nothing to listen on; give --outbound, --inbound, --sni-proxy or --forward",
@@ -123,6 +123,11 @@ class Options(usage.Options):
             _check(serverFromString, reactor, *place, forward.listen)
             place = self._place(flag, f"forward[{index}].connect")
             _check(parse_upstream, reactor, *place, forward.connect)
+
+    @property
+    def source(self) -> str:
+        """Where what no flag says is from."""
+        return self["config"] or COMMAND_LINE
 
     def _place(self, flag: str | None, key: str) -> tuple[str, str]:
         """Whence a value came: the command line and its flag, or the file and its key."""
@@ -159,10 +164,14 @@ def makeService(options: Options) -> IService:
     try:
         config = options.to_config()
         options.check_endpoints(reactor, config)
+        if config.policy.ca_file is not None:
+            trusted(config.policy, options.source)
         log = _open_log(options, config, cast("IRelayReactor", reactor))
     except SidecarError as error:
         fail(error)
-    return SidecarService(cast("IRelayReactor", reactor), config, options.to_config, log)
+    return SidecarService(
+        cast("IRelayReactor", reactor), config, options.to_config, log, options.source
+    )
 
 
 def _open_log(options: Options, config: Config, reactor: IRelayReactor) -> AccessLog | None:

@@ -11,7 +11,7 @@ from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IResolutionReceiver, IStreamClientEndpoint
 from zope.interface import implementer
 
-from sidecar.addresses import SocketAddress, parse_ip, parse_port
+from sidecar.addresses import SocketAddress, parse_host, parse_ip, parse_port
 from sidecar.errors import AddressError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _SEPARATOR = re.compile(r"(?<!\\):")
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """A host name, resolved anew for every connection, and a port."""
+    """A canonical host name, resolved for every connection, and a port."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ def parse_upstream(reactor: object, description: str) -> Upstream:
             IPv6 address are escaped (``tcp:\:\:1:80``) or it stands in brackets.
 
     Raises:
-        AddressError: A port that is none.
+        AddressError: A host or a port that is none.
         ValueError: An endpoint string that doesn't parse.
     """
     name, _, rest = description.partition(":")
@@ -58,14 +58,10 @@ def parse_upstream(reactor: object, description: str) -> Upstream:
         host, port = _host_and_port(rest)
         if port:
             number = parse_port(port)
-            if host.startswith("[") and host.endswith("]"):
-                host = host[1:-1]
-            try:
-                return SocketAddress(str(parse_ip(host)), number)
-            except AddressError:
-                if ":" in host:
-                    raise
-                return HostPort(host, number)
+            found = parse_host(host)
+            if isinstance(found, str):
+                return HostPort(found, number)
+            return SocketAddress(str(found), number)
     endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
     return endpoint
 
@@ -92,7 +88,8 @@ def resolve(
     """Find a host name's addresses with the reactor's resolver.
 
     Args:
-        reactor: Whose name resolver is asked; by default getaddrinfo in a thread.
+        reactor: Whose name resolver is asked: in twistd sidecar that of `names`,
+            elsewhere by default getaddrinfo in a thread of the reactor's.
         name: What to resolve.
         done: Called once with the addresses in the resolver's order; none on failure.
     """
@@ -122,7 +119,11 @@ class _Addresses:
     def addressResolved(self, address: object) -> None:
         """One more."""
         if isinstance(address, (IPv4Address, IPv6Address)):
-            found = SocketAddress(str(parse_ip(address.host.partition("%")[0])), self._port)
+            try:
+                found = SocketAddress(str(parse_ip(address.host)), self._port)
+            except AddressError:
+                # What has a zone (fe80::1%eth0) is no address without it.
+                return
             if found not in self._found:
                 self._found.append(found)
 

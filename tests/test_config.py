@@ -58,6 +58,7 @@ allow = ["*.example.org:443"]
 deny = ["metadata", "*:25"]
 private_names = [".corp.example"]
 verify = "certificate"
+ca_file = "/etc/ssl/corp.pem"
 ech = "deny"
 no_name = "allow"
 open_flows = "close"
@@ -123,6 +124,7 @@ class TestFile:
                 deny=tuple(parse_rule(text, f"{path}:28") for text in ("metadata", "*:25")),
                 private_names=(parse_name_rule(".corp.example", f"{path}:29"),),
                 verify=Verify.CERTIFICATE,
+                ca_file="/etc/ssl/corp.pem",
                 ech=Choice.DENY,
                 no_name=Choice.ALLOW,
                 open_flows=OpenFlows.CLOSE,
@@ -219,6 +221,9 @@ class TestBadFile:
             ("policy.private_names = 'x'", "policy.private_names", "x", "a list of names"),
             ("policy.private_names = [1]", "policy.private_names[0]", 1, "a name"),
             ("policy.verify = 'no'", "policy.verify", "no", '"redial", "certificate" or'),
+            ("policy.ca_file = ''", "policy.ca_file", "", "a file's path"),
+            ('policy.ca_file = "a\\u0000b"', "policy.ca_file", "a\0b", "a file's path"),
+            ("policy.ca_file = []", "policy.ca_file", [], "a file's path"),
             ("policy.ech = false", "policy.ech", False, '"allow" or "deny"'),
             ("policy.no_name = 'public'", "policy.no_name", "public", '"allow" or "deny"'),
             ("policy.open_flows = 'kill'", "policy.open_flows", "kill", '"leave" or "close"'),

@@ -358,7 +358,8 @@ def reasons_in_source() -> set[str]:
         path.read_text(encoding="utf-8") for path in (ROOT / "sidecar").glob("**/*.py")
     )
     written = re.findall(
-        r"""(?:\bdeny\(\s*|\bproblem = |\breason = |return (?="step_))"([a-z_]+)\"""", source
+        r"""(?:\b[dD]en(?:y|ial)\(\s*|\bproblem = |\breason = |return (?="step_))"([a-z_]+)\"""",
+        source,
     )
     return {
         *written,

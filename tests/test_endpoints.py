@@ -23,7 +23,8 @@ from zope.interface.verify import verifyObject
 from sidecar.addresses import SocketAddress
 from sidecar.config import Limits
 from sidecar.destinations import InterceptMode
-from sidecar.endpoints import TransparentClientEndpoint, TransparentServerEndpoint, _Keeper
+from sidecar.endpoints import TransparentClientEndpoint, TransparentServerEndpoint
+from sidecar.endpoints.client import _Keeper
 from sidecar.errors import ConnectionRefused, ListenError
 from sidecar.linux.sockopt import IP_TRANSPARENT, IPV6_TRANSPARENT
 from sidecar.listening import FlowPort
@@ -233,7 +234,7 @@ class TestServerWithoutIpv6:
         self, turning: Turning, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """On a host whose kernel has no IPv6 the listener is IPv4's alone."""
-        from sidecar import endpoints
+        from sidecar.endpoints import server as endpoints
 
         made = endpoints._stream_socket
 

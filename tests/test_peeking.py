@@ -38,7 +38,7 @@ def peek_at(chunks: Iterable[bytes]) -> Facts:
         if final:
             break
     found = (flow.protocol, flow.host, flow.host_from, flow.alpn, flow.ja4 is not None, flow.ech)
-    return (final, *found, peek.problem)
+    return (final, *found, flow.problem)
 
 
 def ways(data: bytes) -> Iterator[list[bytes]]:

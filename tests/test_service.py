@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+from names.authority import Authority, serving_tls
 from turning import Turning, turning
+from twisted.internet.defer import maybeDeferred
 
+from sidecar.addresses import SocketAddress
 from sidecar.config import Config, PolicyConfig, Verify
-from sidecar.errors import ConfigError
+from sidecar.errors import CertificateMismatch, ConfigError
 from sidecar.names.verifying import Certificate, Off, Redial
 from sidecar.policy import Default, parse_rule
 from sidecar.service import SidecarService
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 
 DENY = Config(policy=PolicyConfig(default=Default.DENY))
 ALLOW = Config(policy=PolicyConfig(default=Default.DENY, allow=(parse_rule("example.org"),)))
+NAME = "allowed.example"
 BROKEN = ConfigError("sidecar.toml", "policy.allow[0]", "a..b", "empty label")
 
 
@@ -27,6 +34,11 @@ def _turning() -> Iterator[Turning]:
     with turning(threads=True) as made:
         yield made
     signal.signal(signal.SIGHUP, before)
+
+
+def by_certificate(ca_file: str) -> Config:
+    """Names are verified by certificates from these authorities."""
+    return Config(policy=PolicyConfig(verify=Verify.CERTIFICATE, ca_file=ca_file))
 
 
 class Loader:
@@ -81,13 +93,32 @@ class TestReload:
         """How names are verified is part of the policy, and changes with it."""
         judge = service._judge
         assert judge is not None
-        before = judge.verifier
-        service.reload()
-        assert before is judge.verifier
-        for verify, kind in ((Verify.OFF, Off), (Verify.CERTIFICATE, Certificate)):
+        for verify, kind in (
+            (Verify.REDIAL, Redial),
+            (Verify.OFF, Off),
+            (Verify.CERTIFICATE, Certificate),
+        ):
             loader.next = Config(policy=PolicyConfig(verify=verify))
             service.reload()
             assert kind is type(judge.verifier)
+
+    def test_earlier_probers(
+        self, turning: Turning, service: SidecarService, loader: Loader, tmp_path: Path
+    ) -> None:
+        """However often a reload makes a new prober, only those stay that somebody waits for."""
+        loader.next = by_certificate(Authority(tmp_path).cafile)
+        service.reload()
+        judge = service._judge
+        assert judge is not None
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = SocketAddress.from_kernel(silent.getsockname())
+            waiting = maybeDeferred(judge.verifier.verify, NAME, address, lambda _: True)
+            for _ in range(3):
+                service.reload()
+            assert [True, False] == [each.busy for each in service._probers]
+            waiting.addErrback(lambda _: None).cancel()
+            service.reload()
+            assert [False] == [each.busy for each in service._probers]
 
     def test_stopped(self, turning: Turning, loader: Loader) -> None:
         """A signal to a service that has stopped changes nothing."""
@@ -112,3 +143,90 @@ def test_verifier(turning: Turning, verify: Verify, kind: type) -> None:
     assert kind is type(service._judge.verifier)
     turning.result(service.stopService())
     turning.settle()
+
+
+class TestAuthorities:
+    """`ca_file`: whose certificates prove a name."""
+
+    @pytest.fixture
+    def authorities(self, tmp_path: Path) -> tuple[Authority, Authority]:
+        """Two, the second of which nobody trusts at first."""
+        made = []
+        for name in ("ours", "other"):
+            (tmp_path / name).mkdir()
+            made.append(Authority(tmp_path / name))
+        return made[0], made[1]
+
+    @pytest.fixture
+    def file(self, tmp_path: Path, authorities: tuple[Authority, Authority]) -> Path:
+        path = tmp_path / "authorities.pem"
+        path.write_bytes(Path(authorities[0].cafile).read_bytes())
+        return path
+
+    @pytest.fixture
+    def service(self, turning: Turning, file: Path) -> Iterator[SidecarService]:
+        made = SidecarService(turning.reactor, by_certificate(str(file)), source="sidecar.toml")
+        made.privilegedStartService()
+        yield made
+        turning.result(made.stopService())
+        turning.settle()
+
+    def verify(self, turning: Turning, service: SidecarService, address: SocketAddress) -> None:
+        """Have the policy in force verify the address of a server; raises what is wrong."""
+        judge = service._judge
+        assert judge is not None
+        turning.result(maybeDeferred(judge.verifier.verify, NAME, address, lambda _: True))
+
+    def test_trusted(
+        self,
+        turning: Turning,
+        service: SidecarService,
+        authorities: tuple[Authority, Authority],
+    ) -> None:
+        """A certificate proves a name if it comes from the file's authority, and only then."""
+        ours, other = (each.issue(x509.DNSName(NAME)) for each in authorities)
+        with serving_tls(ours) as server:
+            self.verify(turning, service, server.address)
+        with serving_tls(other) as server, pytest.raises(CertificateMismatch):
+            self.verify(turning, service, server.address)
+
+    def test_reload(
+        self,
+        turning: Turning,
+        service: SidecarService,
+        file: Path,
+        authorities: tuple[Authority, Authority],
+    ) -> None:
+        """A reload reads the file again; what can't be used leaves the old ones trusted."""
+        ours, other = authorities
+        content = file.read_bytes()
+        with serving_tls(ours.issue(x509.DNSName(NAME))) as server:
+            self.verify(turning, service, server.address)
+            for broken in (b"nothing", content + content[: len(content) // 2]):
+                file.write_bytes(broken)
+                service.reload()
+                assert (
+                    f"the policy in force stays: sidecar.toml: policy.ca_file = {str(file)!r}: "
+                    "has no certificate in PEM format, or a broken one"
+                ) == turning.logged[-1]
+                self.verify(turning, service, server.address)
+            turning.failures.clear()
+            file.write_bytes(Path(other.cafile).read_bytes())
+            service.reload()
+            with pytest.raises(CertificateMismatch):
+                self.verify(turning, service, server.address)
+            file.write_bytes(content + Path(other.cafile).read_bytes())
+            service.reload()
+            self.verify(turning, service, server.address)
+
+    @pytest.mark.parametrize("verify", Verify)
+    def test_missing(
+        self, turning: Turning, capfd: pytest.CaptureFixture[str], verify: Verify
+    ) -> None:
+        """A file that isn't there is found at start, also where it isn't needed yet."""
+        policy = PolicyConfig(verify=verify, ca_file="/nowhere/x.pem")
+        service = SidecarService(turning.reactor, Config(policy=policy), source="sidecar.toml")
+        with pytest.raises(SystemExit):
+            service.privilegedStartService()
+        turning.result(service.stopService())
+        turning.settle()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -150,6 +151,24 @@ class TestService:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", free_port), PATIENCE)
 
+    def test_forward_to_name(self, turning: Turning, free_port: int) -> None:
+        """The name of a forward's upstream is resolved by us: the reactor has no threads here."""
+        with socket.create_server(("127.0.0.1", 0)) as origin:
+            upstream = f"tcp:localhost:{origin.getsockname()[1]}"
+            forward = Forward(f"tcp:{free_port}:interface=127.0.0.1", upstream)
+            service = SidecarService(turning.reactor, Config(forward=(forward,), mark=0))
+            service.privilegedStartService()
+            origin.settimeout(0)
+            with socket.create_connection(("127.0.0.1", free_port), PATIENCE) as client:
+                client.sendall(b"hello")
+                turning.until(lambda: select.select([origin], [], [], 0)[0])
+                far, _ = origin.accept()
+                with far:
+                    turning.until(lambda: select.select([far], [], [], 0)[0], far)
+                    assert b"hello" == far.recv(5)
+            turning.settle()
+            turning.result(service.stopService())
+
     def test_stopped_before_started(self, turning: Turning) -> None:
         """One that was never started can be stopped."""
         service = SidecarService(turning.reactor, Config(outbound="transparent:1"))
@@ -209,6 +228,17 @@ class TestProcess:
         assert 1 == done.returncode
         (line,) = done.stderr.strip().splitlines()
         assert "sidecar.toml: outbound = 'transparent:15001:mode=x': mode=x" in line
+
+    def test_bad_authorities(self, tmp_path: Path) -> None:
+        """Likewise for authorities that can't be read."""
+        text = 'outbound = "transparent:15001"\n[policy]\nca_file = "missing.pem"\n'
+        (tmp_path / "sidecar.toml").write_text(text)
+        done = twistd(tmp_path, "--config", "sidecar.toml")
+        assert 1 == done.returncode
+        assert (
+            "twistd sidecar: sidecar.toml: policy.ca_file = 'missing.pem': "
+            "can't be read: No such file or directory\n"
+        ) == done.stderr
 
     @pytest.mark.parametrize("flag", ["--outbound", "--forward"])
     def test_taken(self, tmp_path: Path, flag: str) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 from turning import Turning, turning
+from twisted.internet.address import IPv6Address
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IResolutionReceiver
 from zope.interface.verify import verifyObject
@@ -40,6 +41,7 @@ class TestParse:
             ("tcp:192.0.2.1:port=80", SocketAddress("192.0.2.1", 80)),
             (r"tcp:host=\:\:1:port=80", SocketAddress("::1", 80)),
             ("tcp:port=80:host=localhost", HostPort("localhost", 80)),
+            ("tcp:DB.Corp.Example.:5432", HostPort("db.corp.example", 5432)),
         ],
     )
     def test_ours(self, turning: Turning, text: str, expected: SocketAddress | HostPort) -> None:
@@ -65,6 +67,11 @@ class TestParse:
             "tcp:192.0.2.1:65536",
             "tcp:192.0.2.1:http",
             "tcp:::::80",
+            # What would be an address to some programs and a name to others.
+            "tcp:127.1:80",
+            "tcp:0x7f000001:80",
+            "tcp:a..b:80",
+            "tcp:b\u00fccher.example:80",
             "tcp:",
             "tcp:localhost",
             "nothing:1",
@@ -98,6 +105,15 @@ class TestResolve:
     def test_receiver(self) -> None:
         """Who takes the answers is what Twisted expects."""
         assert verifyObject(IResolutionReceiver, _Addresses(80, lambda _: None))
+
+    def test_zone(self) -> None:
+        """What is no address without its zone is left out, and the rest stays."""
+        answers: list[list[SocketAddress]] = []
+        receiver = _Addresses(80, answers.append)
+        for host in ("fe80::1%lo", "::1"):
+            receiver.addressResolved(IPv6Address("TCP", host, 80))
+        receiver.resolutionComplete()
+        assert [[SocketAddress("::1", 80)]] == answers
 
     def test_localhost(self, turning: Turning) -> None:
         """A name has its addresses, each once."""

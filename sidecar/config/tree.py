@@ -25,6 +25,7 @@ __all__ = [
 _Endpoint = Annotated[
     str, Meta(min_length=1, description='an endpoint string, like "transparent:15001"')
 ]
+_Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 _ConnectTimeout = Annotated[
     float, Meta(gt=0, le=3600, description="a number of seconds, above 0 and at most 3600")
 ]
@@ -155,6 +156,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
         allow, deny: Rules, with their places. Deny beats allow.
         private_names: Names that allow rules may lead to addresses that are not public.
         verify: How a name is held against the address.
+        ca_file: Authorities (PEM) that `Verify.CERTIFICATE` trusts; None for the platform's.
         ech: What happens where the name matters and may be a front for another.
         no_name: What happens where a name matters and the client gives none.
         open_flows: What a reload does to flows that it denies.
@@ -169,6 +171,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description='a list of names, like ["*.corp.example"]'),
     ] = ()
     verify: Annotated[Verify, Meta(description='"redial", "certificate" or "off"')] = Verify.REDIAL
+    ca_file: Annotated[_Path, Meta(description="a file's path")] | None = None
     ech: Annotated[Choice, Meta(description='"allow" or "deny"')] = Choice.ALLOW
     no_name: Annotated[Choice, Meta(description='"allow" or "deny"')] = Choice.DENY
     open_flows: Annotated[OpenFlows, Meta(description='"leave" or "close"')] = OpenFlows.LEAVE
@@ -224,17 +227,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Annotated[str, Meta(description="a plugin's name")], ...],
         Meta(description='a list of names of flow observers, like ["statsd"]'),
     ] = ()
-    access_log: (
-        Annotated[
-            str,
-            Meta(
-                min_length=1,
-                pattern=r"^[^\x00]*$",
-                description='a path, or "-" for standard output',
-            ),
-        ]
-        | None
-    ) = None
+    access_log: Annotated[_Path, Meta(description='a path, or "-" for standard output')] | None = (
+        None
+    )
     mark: Annotated[
         int, Meta(ge=0, le=2**32 - 1, description="a whole number from 0 to 0xffffffff")
     ] = OWN_MARK

@@ -1,11 +1,6 @@
-"""Does an address show a certificate for a name? Found out by a TLS handshake of our own.
+"""Which addresses have shown a certificate for a name? Asked at most so often, remembered.
 
-The handshake is made with the name as SNI and nothing else: no ALPN, no client
-certificate, no session, and once it is over the connection is closed without a byte
-of ours. OpenSSL checks the chain against the trusted authorities, that the server has
-the key, and the dates; service-identity checks the name (RFC 6125, RFC 9525: DNS names
-of the subjectAltName only, a wildcard only as the whole leftmost label). Revocation is
-not checked.
+`probe` is how one address is asked, `certificates` what counts as an answer.
 """
 
 from __future__ import annotations
@@ -14,41 +9,23 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING
 
-from OpenSSL import SSL
-from service_identity.cryptography import verify_certificate_hostname
-from service_identity.exceptions import CertificateError
-from service_identity.exceptions import VerificationError as NameDiffers
 from twisted.internet.defer import fail, succeed
-from twisted.logger import Logger
 
-from sidecar.errors import (
-    CertificateMismatch,
-    CertificateUnavailable,
-    ConnectionReset,
-    ConnectionTimeout,
-    DialError,
-    TrustError,
-    VerificationError,
-)
-from sidecar.names.sharing import Recent, Waiters
-from sidecar.relay.poller import READ, WRITE
+from sidecar.errors import CertificateUnavailable, VerificationError
+from sidecar.names.probe import STOPPED, Probe
+from sidecar.names.sharing import Recent
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-
-    from OpenSSL.crypto import X509
+    from OpenSSL import SSL
     from twisted.internet.defer import Deferred
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
 
     from sidecar.addresses import SocketAddress
-    from sidecar.dialing import Dial, Dialer
+    from sidecar.dialing import Dialer
+    from sidecar.names.probe import Key, Outcome
     from sidecar.relay.poller import Poller
 
-    Key = tuple[str, SocketAddress]
-    Outcome = DialError | VerificationError | None
-
-__all__ = ["CertificateProber", "trust"]
+__all__ = ["CertificateProber"]
 
 # Handshakes at once, half a millisecond of CPU and one descriptor each. Addresses that
 # don't answer, which a client can ask for as it likes, hold their place until the
@@ -69,57 +46,6 @@ _FAILED_SECONDS = 10.0
 # can cause at will, must not drive out the good.
 _KEPT = 4096
 
-_STOPPED = "sidecar is being stopped"
-
-# openssl/x509_vfy.h
-_WORDS = {
-    SSL.X509VerificationCodes.ERR_CERT_NOT_YET_VALID: "it is not valid yet",
-    SSL.X509VerificationCodes.ERR_CERT_HAS_EXPIRED: "it has expired",
-    SSL.X509VerificationCodes.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: "it is self-signed",
-    SSL.X509VerificationCodes.ERR_SELF_SIGNED_CERT_IN_CHAIN: "its authority is not trusted",
-    SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_ISSUER_CERT: "its authority is not known",
-    SSL.X509VerificationCodes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "its authority is not known",
-    SSL.X509VerificationCodes.ERR_INVALID_CA: "it is signed by what is no authority",
-    SSL.X509VerificationCodes.ERR_INVALID_PURPOSE: "it is not for servers",
-}
-
-
-def trust(path: str | None = None) -> SSL.Context:
-    """Load certificate authorities, once for all handshakes.
-
-    Args:
-        path: A file of them (PEM), the only ones that count; None for the platform's.
-
-    Raises:
-        TrustError: The file can't be read, or has no certificate.
-    """
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_verify(SSL.VERIFY_PEER, _verified)
-    if path is None:
-        context.set_default_verify_paths()
-        return context
-    try:
-        # OpenSSL's own errors for files are riddles.
-        with open(path, "rb"):  # noqa: PTH123 - as the message quotes it
-            pass
-        context.load_verify_locations(path)
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        raise TrustError(path, f"can't be read: {problem}") from None
-    except SSL.Error:
-        raise TrustError(path, "has no certificate in PEM format") from None
-    return context
-
-
-def _verified(connection: SSL.Connection, _: X509, code: int, depth: int, good: int) -> bool:
-    """Take note of what OpenSSL found wrong with a chain; it is the judge of that."""
-    if not good and connection.get_app_data() is None:
-        words = _WORDS.get(code, f"OpenSSL's verification error {code}")
-        connection.set_app_data(words if depth == 0 else f"above it: {words}")
-    return bool(good)
-
 
 class CertificateProber:
     """Asks addresses for their certificates.
@@ -132,7 +58,7 @@ class CertificateProber:
         clock: For deadlines and ages.
         poller: Watches the handshakes.
         dialer: Makes the connections: marked, guarded against loops.
-        context: Whom to trust; see `trust`.
+        context: Whom to trust; see `certificates.trust`.
         at_once: How many probes at once, at least 1.
         queue: How many may wait for a place; beyond it `CertificateUnavailable`.
         deadline: Seconds that a probe may take, waiting included.
@@ -166,8 +92,8 @@ class CertificateProber:
             clock, seconds=failed_seconds, size=kept
         )
         # All of them, by what they ask; those that have no place yet, in order.
-        self._probes: dict[Key, _Probe] = {}
-        self._queued: dict[Key, _Probe] = {}
+        self._probes: dict[Key, Probe] = {}
+        self._queued: dict[Key, Probe] = {}
         self._closed = False
 
     def probe(self, host: str, address: SocketAddress) -> Deferred[None]:
@@ -191,16 +117,21 @@ class CertificateProber:
         probe = self._probes.get(key)
         if probe is None:
             if self._closed:
-                return fail(CertificateUnavailable(host, str(address), _STOPPED))
+                return fail(CertificateUnavailable(host, str(address), STOPPED))
             if self._places() <= 0 and len(self._queued) >= self._queue:
                 problem = "too many certificates are being asked for"
                 return fail(CertificateUnavailable(host, str(address), problem))
-            probe = _Probe(self._poller, self._context, key, partial(self._ended, key))
+            probe = Probe(self._poller, self._context, key, partial(self._ended, key))
             self._probes[key] = self._queued[key] = probe
             probe.expire_after(self._clock, self._deadline)
         waiting = probe.waiters.join()
         self._start()
         return waiting
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._probes)
 
     def close(self) -> None:
         """Give up every probe, and fail who waits. Flows that are to end otherwise have ended.
@@ -229,167 +160,3 @@ class CertificateProber:
             self._failed.keep(key, outcome)
         self._start()
         probe.waiters.answer(outcome)
-
-
-class _Probe:
-    """One question to one address.
-
-    Args:
-        poller: Watches the handshake.
-        context: Whom to trust.
-        key: The name and the address.
-        ended: Called once, with the outcome; None is a proof.
-    """
-
-    __slots__ = (
-        "_address",
-        "_context",
-        "_dial",
-        "_ended",
-        "_host",
-        "_over",
-        "_poller",
-        "_sock",
-        "_timer",
-        "_tls",
-        "waiters",
-    )
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        poller: Poller,
-        context: SSL.Context,
-        key: Key,
-        ended: Callable[[Outcome], None],
-    ) -> None:
-        self._poller = poller
-        self._context = context
-        self._host, self._address = key
-        self._ended = ended
-        self._over = False
-        self._dial: Dial | None = None
-        self._sock: socket.socket | None = None
-        self._tls: SSL.Connection | None = None
-        self._timer: IDelayedCall | None = None
-        self.waiters: Waiters[None] = Waiters(self._abandoned)
-
-    def expire_after(self, clock: IReactorTime, seconds: float) -> None:
-        """Set the deadline."""
-        self._timer = clock.callLater(seconds, self._expire, seconds)
-
-    def start(self, dialer: Dialer) -> None:
-        """Connect."""
-        self._dial = dialer.dial(self._address, self._connected)
-
-    def _connected(self, outcome: socket.socket | DialError, _: SocketAddress) -> None:
-        self._dial = None
-        if isinstance(outcome, DialError):
-            self._finish(outcome)
-            return
-        self._sock = outcome
-        self._tls = SSL.Connection(self._context, outcome)
-        self._tls.set_tlsext_host_name(self._host.encode("ascii"))
-        self._tls.set_connect_state()
-        self._poller.register(outcome.fileno(), READ, self)
-        self._shake_hands(outcome, self._tls)
-
-    # The poller's side
-
-    def ready(self, events: int) -> None:  # noqa: ARG002 - OpenSSL looks for itself
-        """The server has said something, or is gone."""
-        if self._sock is not None and self._tls is not None:
-            self._shake_hands(self._sock, self._tls)
-
-    def failed(self) -> None:
-        """A bug in `ready`: nothing is proven."""
-        self._unavailable("the handshake failed")
-
-    def shut_down(self) -> None:
-        """The process ends: who waits is told the same way, and cancels."""
-
-    def stop(self) -> None:
-        """Give up, and fail who waits."""
-        self._unavailable(_STOPPED)
-
-    def _shake_hands(self, sock: socket.socket, tls: SSL.Connection) -> None:
-        try:
-            tls.do_handshake()
-        except SSL.WantReadError:
-            self._poller.modify(sock.fileno(), READ)
-        except SSL.WantWriteError:
-            self._poller.modify(sock.fileno(), WRITE)
-        except SSL.SysCallError as error:
-            words = error.args[1] if len(error.args) > 1 else "the connection was lost"
-            self._unavailable(f"no TLS handshake: {words}")
-        except SSL.Error as error:
-            wrong = tls.get_app_data()
-            if wrong is None:
-                self._unavailable(f"no TLS handshake: {_words(error)}")
-            else:
-                self._mismatch(wrong)
-        else:
-            self._check_name(tls)
-
-    def _check_name(self, tls: SSL.Connection) -> None:
-        try:
-            certificate = tls.get_peer_certificate()
-            if certificate is None:
-                self._unavailable("no certificate")
-                return
-            verify_certificate_hostname(certificate.to_cryptography(), self._host)
-        except NameDiffers:
-            self._mismatch("it is for other names")
-        except CertificateError:
-            self._mismatch("it has no usable name")
-        except Exception as error:  # noqa: BLE001 - what no parser can read proves nothing
-            self._mismatch(f"its names can't be read: {type(error).__name__}")
-        else:
-            self._finish(None)
-
-    # Ends
-
-    def _mismatch(self, wrong: str) -> None:
-        self._finish(
-            CertificateMismatch(self._host, str(self._address), f"its certificate: {wrong}")
-        )
-
-    def _unavailable(self, problem: str) -> None:
-        self._finish(CertificateUnavailable(self._host, str(self._address), problem))
-
-    def _expire(self, seconds: float) -> None:
-        self._timer = None
-        problem = f"no certificate within {seconds:g} s"
-        if self._sock is None:
-            self._finish(ConnectionTimeout(str(self._address), problem))
-        else:
-            self._unavailable(problem)
-
-    def _abandoned(self) -> None:
-        # To be able to start the next one; nobody hears of it, and it says nothing
-        # of the address.
-        self._finish(ConnectionReset(str(self._address), "nobody waits any more"))
-
-    def _finish(self, outcome: Outcome) -> None:
-        if self._over:
-            return
-        self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._dial is not None:
-            self._dial.cancel()
-            self._dial = None
-        if self._sock is not None:
-            # Without a close_notify: nothing is said after the handshake.
-            self._poller.forget(self._sock.fileno())
-            self._sock.close()
-            self._sock = self._tls = None
-        self._ended(outcome)
-
-
-def _words(error: SSL.Error) -> str:
-    """What OpenSSL says of an error, e.g. "wrong version number"."""
-    queue = error.args[0] if error.args else ()
-    return "; ".join(entry[-1] for entry in queue if entry[-1]) or "ended by the server"

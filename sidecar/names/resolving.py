@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import Interface, implementer
 
-from sidecar.addresses import IPAddress, parse_host, parse_ip
+from sidecar.addresses import parse_host, parse_ip
 from sidecar.errors import (
     AddressError,
     DialError,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 
-    Addresses = tuple[IPAddress, ...]
+    Hosts = tuple[str, ...]
     Lookup = Callable[[str], list[str]]
 
 __all__ = ["INameResolver", "SystemResolver", "system_lookup"]
@@ -67,15 +67,25 @@ _STOPPED = "sidecar is being stopped"
 class INameResolver(Interface):
     """Somebody who knows the addresses of names."""
 
-    def resolve(host: str) -> Deferred[tuple[IPAddress, ...]]:  # noqa: N805 - zope's have no self
+    def recent(host: str) -> tuple[str, ...] | None:  # noqa: N805 - zope's have no self
+        """Tell what `resolve` would answer at once.
+
+        Args:
+            host: As for `resolve`.
+
+        Returns:
+            The addresses; None if they aren't known, or there are none.
+        """
+
+    def resolve(host: str) -> Deferred[tuple[str, ...]]:  # noqa: N805 - zope's have no self
         """Find a name's addresses.
 
         Args:
             host: Canonical: lower-case LDH labels (and underscores), no dot at the end.
 
         Returns:
-            Fires with the addresses, at least one, each once, IPv4-mapped ones
-            unwrapped, none with a zone; fails with `NameNotResolved`,
+            Fires with the addresses, at least one, each once, in canonical text as
+            `SocketAddress.host`, none with a zone; fails with `NameNotResolved`,
             `ResolveTimeout`, or `AddressError` for what is no canonical name.
             Cancelling it gives up waiting.
         """
@@ -139,27 +149,32 @@ class SystemResolver:
         self._threads = threads
         self._queue = queue
         self._deadline = deadline
-        self._recent: Recent[str, Addresses | DialError] = Recent(
+        self._recent: Recent[str, Hosts | DialError] = Recent(
             clock, seconds=kept_seconds, size=kept_names
         )
         # Those that no thread has taken, and those that one has, each in order.
-        self._queued: dict[str, Waiters[Addresses]] = {}
-        self._running: dict[str, Waiters[Addresses]] = {}
+        self._queued: dict[str, Waiters[Hosts]] = {}
+        self._running: dict[str, Waiters[Hosts]] = {}
         self._started = 0
         self._work: SimpleQueue[str | None] = SimpleQueue()
         self._closed = False
 
-    def resolve(self, host: str) -> Deferred[Addresses]:
+    def recent(self, host: str) -> Hosts | None:
+        """As `INameResolver.recent`."""
+        known = self._recent.get(host)
+        return known if isinstance(known, tuple) else None
+
+    def resolve(self, host: str) -> Deferred[Hosts]:
         """Find a name's addresses, as `INameResolver.resolve`.
 
         Fails with `ResolverBusy` where too many names wait for a thread.
         """
-        if not _is_canonical(host):
-            return fail(AddressError(host, "not a canonical host name"))
         known = self._recent.get(host)
         if known is not None:
             # Each failure gets an error of its own: tracebacks are added to it.
             return succeed(known) if isinstance(known, tuple) else fail(copy(known))
+        if not _is_canonical(host):
+            return fail(AddressError(host, "not a canonical host name"))
         if self._closed:
             return fail(NameNotResolved(host, _STOPPED))
         waiters = self._running.get(host)
@@ -171,7 +186,7 @@ class SystemResolver:
             waiters = self._queued[host] = Waiters(partial(self._abandoned, host))
         timeout = self._deadline
 
-        def too_late(_: object, __: float) -> Addresses:
+        def too_late(_: object, __: float) -> Hosts:
             raise ResolveTimeout(host, f"no answer within {timeout:g} s")
 
         waiting = waiters.join().addTimeout(timeout, self._clock, too_late)
@@ -214,7 +229,7 @@ class SystemResolver:
         Thread(target=self._run, name="sidecar-resolver", daemon=True).start()
         self._started += 1
 
-    def _answered(self, host: str, answer: Addresses | DialError) -> None:
+    def _answered(self, host: str, answer: Hosts | DialError) -> None:
         waiters = self._running.pop(host, None)
         if waiters is None:
             # Closed meanwhile.
@@ -227,9 +242,13 @@ class SystemResolver:
 
     def _run(self) -> None:
         while (host := self._work.get()) is not None:
-            self._reactor.callFromThread(self._answered, host, self._look_up(host))
+            answer = self._look_up(host)
+            if self._closed:
+                # Nobody waits, and the reactor may be gone.
+                return
+            self._reactor.callFromThread(self._answered, host, answer)
 
-    def _look_up(self, host: str) -> Addresses | DialError:
+    def _look_up(self, host: str) -> Hosts | DialError:
         try:
             addresses = _canonical(self._lookup(host))
         except OSError as error:
@@ -252,11 +271,14 @@ def _is_canonical(host: str) -> bool:
         return False
 
 
-def _canonical(answers: list[str]) -> Addresses:
-    """The addresses that can be dialled as literals, each once, in the same order."""
-    found: dict[IPAddress, None] = {}
+def _canonical(answers: list[str]) -> Hosts:
+    """The addresses that can be dialled as literals, each once, in the same order.
+
+    As text: with it they are compared, dialled and logged for every connection.
+    """
+    found: dict[str, None] = {}
     for text in answers[:_ANSWERS]:
         # What has a zone (fe80::1%eth0) is no address without it.
         with suppress(AddressError):
-            found[parse_ip(text)] = None
+            found[str(parse_ip(text))] = None
     return tuple(found)

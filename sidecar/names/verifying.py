@@ -7,16 +7,19 @@ connection, so an answer that changes meanwhile (DNS rebinding) changes nothing.
 
 What is judged of DNS is the question and the final addresses. The names that a chain
 of CNAMEs passes through are not looked at: who owns the name chose them.
+
+Answers that are known already are given without a Deferred: nearly all are, and each
+Deferred costs as much as the rest of the check.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
 from zope.interface import Interface, implementer
 
-from sidecar.addresses import SocketAddress
+from sidecar.addresses import SocketAddress, pack
 from sidecar.errors import AddressRefused, DialError, VerificationImpossible
 
 if TYPE_CHECKING:
@@ -25,24 +28,39 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-    from sidecar.addresses import IPAddress
     from sidecar.names.identity import CertificateProber
     from sidecar.names.resolving import INameResolver
 
     Acceptable = Callable[[SocketAddress], bool]
 
-__all__ = ["Certificate", "IVerifier", "Off", "Redial", "Verifier", "acceptable_answers"]
+__all__ = [
+    "MOST_ADDRESSES",
+    "Addresses",
+    "Certificate",
+    "IVerifier",
+    "Off",
+    "Redial",
+    "Verifier",
+    "acceptable_answers",
+]
+
+Addresses = tuple[SocketAddress, ...]
+"""What may be dialled, at least one, the best first."""
+
+MOST_ADDRESSES = 4
+"""How many of a name's addresses are tried for one connection: two of each family, as
+browsers do; with ten seconds for all, each has at least two and a half."""
 
 
 class IVerifier(Interface):
-    """Somebody who says which address may be dialled for a name."""
+    """Somebody who says which addresses may be dialled for a name."""
 
     def verify(
         host: str,  # noqa: N805 - zope's have no self
         address: SocketAddress,
         acceptable: Acceptable,
-    ) -> Deferred[SocketAddress]:
-        """Find the address to dial.
+    ) -> Addresses | Deferred[Addresses]:
+        """Find the addresses to dial.
 
         Args:
             host: The name that the client claims, canonical.
@@ -53,8 +71,10 @@ class IVerifier(Interface):
                 fail the Deferred.
 
         Returns:
-            Fires with the address to dial, which has the same port; fails with a
-            `VerificationError`. Cancelling it gives up.
+            The addresses to dial, one after another until one answers, 1 to
+            `MOST_ADDRESSES`; all have the same port. A Deferred of them where they
+            have to be found out; it fails with a `VerificationError`, and cancelling
+            it gives up. Nothing is raised.
         """
 
 
@@ -75,14 +95,12 @@ class Redial:
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Acceptable
-    ) -> Deferred[SocketAddress]:
+    ) -> Addresses | Deferred[Addresses]:
         """As `IVerifier.verify`."""
-
-        def chosen(answers: list[SocketAddress]) -> SocketAddress:
-            return address if address in answers else _choose(answers, address)
-
         found = acceptable_answers(self._resolver, host, address, acceptable)
-        return found.addCallback(chosen)
+        if isinstance(found, tuple):
+            return _ordered(found, address)
+        return found.addCallback(_ordered, address)
 
 
 @implementer(IVerifier)
@@ -98,16 +116,13 @@ class Certificate:
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Acceptable
-    ) -> Deferred[SocketAddress]:
+    ) -> Addresses | Deferred[Addresses]:
         """As `IVerifier.verify`."""
-
-        def failed(failure: Failure) -> NoReturn:
-            _wrap(failure, host, address)
-
-        return (
-            _accepted(host, address, acceptable)
-            .addCallback(lambda _: self._prober.probe(host, address))
-            .addCallbacks(lambda _: address, failed)
+        accepted = _accepted(host, address, acceptable)
+        if isinstance(accepted, Deferred):
+            return accepted
+        return self._prober.probe(host, address).addCallbacks(
+            lambda _: accepted, _wrap, errbackArgs=(host, address)
         )
 
 
@@ -117,7 +132,7 @@ class Off:
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Acceptable
-    ) -> Deferred[SocketAddress]:
+    ) -> Addresses | Deferred[Addresses]:
         """As `IVerifier.verify`."""
         return _accepted(host, address, acceptable)
 
@@ -127,7 +142,7 @@ Verifier = Redial | Certificate | Off
 
 def acceptable_answers(
     resolver: INameResolver, host: str, address: SocketAddress, acceptable: Acceptable
-) -> Deferred[list[SocketAddress]]:
+) -> Addresses | Deferred[Addresses]:
     """Resolve a name, and drop the addresses that may not be dialled for it.
 
     Args:
@@ -138,48 +153,76 @@ def acceptable_answers(
         acceptable: As for `IVerifier.verify`.
 
     Returns:
-        Fires with at least one address, in the resolver's order; fails with
-        `AddressRefused` or `VerificationImpossible`.
+        All of them, at least one, in the resolver's order, if it knows them already;
+        else a Deferred of them, which fails with `AddressRefused` or
+        `VerificationImpossible`. Nothing is raised.
     """
-
-    def filtered(answers: tuple[IPAddress, ...]) -> list[SocketAddress]:
-        found = [SocketAddress(str(answer), address.port) for answer in answers]
-        good = [each for each in found if acceptable(each)]
-        if not good:
-            shown = ", ".join(each.host for each in found[:_SHOWN])
-            raise AddressRefused(host, str(address), f"it resolves to {shown}, which is refused")
-        return good
-
-    def failed(failure: Failure) -> NoReturn:
-        _wrap(failure, host, address)
-
-    return resolver.resolve(host).addCallbacks(filtered, failed)
+    known = resolver.recent(host)
+    if known is None:
+        return resolver.resolve(host).addCallbacks(
+            _acceptable,
+            _wrap,
+            callbackArgs=(host, address, acceptable),
+            errbackArgs=(host, address),
+        )
+    try:
+        return _acceptable(known, host, address, acceptable)
+    except Exception:  # noqa: BLE001 - the caller's `acceptable`; it learns of it as of ours
+        return fail()
 
 
 # Addresses in an error; a name may have hundreds.
 _SHOWN = 4
 
 
-def _accepted(host: str, address: SocketAddress, acceptable: Acceptable) -> Deferred[SocketAddress]:
+def _acceptable(
+    answers: tuple[str, ...], host: str, address: SocketAddress, acceptable: Acceptable
+) -> Addresses:
+    port = address.port
+    found = [SocketAddress(answer, port) for answer in answers]
+    good = tuple([each for each in found if acceptable(each)])
+    if not good:
+        shown = ", ".join(each.host for each in found[:_SHOWN])
+        raise AddressRefused(host, str(address), f"it resolves to {shown}, which is refused")
+    return good
+
+
+def _accepted(
+    host: str, address: SocketAddress, acceptable: Acceptable
+) -> Addresses | Deferred[Addresses]:
     try:
         if acceptable(address):
-            return succeed(address)
+            return (address,)
     except Exception:  # noqa: BLE001 - the caller's; it learns of it where it learns of ours
         return fail()
     return fail(AddressRefused(host, str(address), "the address is refused"))
 
 
-def _choose(answers: list[SocketAddress], address: SocketAddress) -> SocketAddress:
-    """One answer, the same each time, of the family that the client can use.
+def _ordered(answers: Addresses, address: SocketAddress) -> Addresses:
+    """Some answers, the same each time, first those of the family that the client can use.
 
-    Which one hangs on the address that the client dialled, so that clients of a name
-    with many addresses spread over them as they did.
+    With which one it begins hangs on the address that the client dialled, so that
+    clients of a name with many addresses spread over them as they did.
     """
     if len(answers) == 1:
-        return answers[0]
-    same = [each for each in answers if each.family == address.family]
-    ordered = sorted(same or answers, key=lambda each: each.ip.packed)
-    return ordered[int(address.ip) % len(ordered)]
+        return answers
+    first: Addresses = ()
+    if address in answers:
+        # Where the client went comes first; the others only if nobody is there.
+        first = (address,)
+        answers = tuple([each for each in answers if each != address])
+    is_ipv6 = ":" in address.host
+    same = [each for each in answers if (":" in each.host) is is_ipv6]
+    if len(same) > 1:
+        same.sort(key=_packed)
+        start = int.from_bytes(pack(address.host), "big") % len(same)
+        same = same[start:] + same[:start]
+    others = [each for each in answers if (":" in each.host) is not is_ipv6]
+    return (*first, *same, *others)[:MOST_ADDRESSES]
+
+
+def _packed(address: SocketAddress) -> bytes:
+    return pack(address.host)
 
 
 def _wrap(failure: Failure, host: str, address: SocketAddress) -> NoReturn:

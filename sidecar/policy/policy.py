@@ -21,6 +21,7 @@ docs/reference/policy.md has the table for users.
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import pack
@@ -59,6 +60,10 @@ _ALLOW_NAMELESS = Decision(Outcome.ALLOW, Reason.NO_NAME)
 _NEED_NAME = Decision(Outcome.NEED_MORE, Reason.NO_NAME, missing=Fact.NAME)
 _NO_DESTINATION = Decision(Outcome.DENY, Reason.UNKNOWN_DESTINATION)
 
+# Answers, of half a kilobyte each. Whoever asks for more names than that drives out
+# others' answers, which then cost what they cost without.
+_REMEMBERED = 2048
+
 
 class Policy:
     """All rules of one configuration. Never changed: a reload makes another.
@@ -92,6 +97,8 @@ class Policy:
         self._private = NameIndex(self.private_names)
         self._ech_denied = ech is Choice.DENY
         self._name_needed = no_name is Choice.DENY
+        # Clients come back, and each flow asks up to four times; nothing here changes.
+        self._judged = lru_cache(_REMEMBERED)(self._judge)
 
     def decide(self, flow: Flow) -> Decision:
         """Judge a flow by what is known of it: destination, host, ech, protocol.
@@ -106,13 +113,13 @@ class Policy:
         destination = flow.destination
         if destination is None:
             return _NO_DESTINATION
-        return self.judge(
+        return self._judged(
             destination.host,
             destination.port,
-            host=flow.host,
-            names_known=flow.names_known,
-            ech=flow.ech,
-            protocol=flow.protocol,
+            flow.host,
+            flow.names_known,
+            flow.ech,
+            flow.protocol is Protocol.TCP,
         )
 
     def accepts_address(self, flow: Flow, address: SocketAddress) -> bool:
@@ -120,8 +127,8 @@ class Policy:
 
         For what a name resolves to: an answer that this refuses must not be dialled.
         """
-        decision = self.judge(
-            address.host, address.port, host=flow.host, ech=flow.ech, protocol=flow.protocol
+        decision = self._judged(
+            address.host, address.port, flow.host, True, flow.ech, flow.protocol is Protocol.TCP
         )
         return decision.outcome is Outcome.ALLOW
 
@@ -150,6 +157,11 @@ class Policy:
         Raises:
             AddressError: `address` is none.
         """
+        return self._judged(address, port, host, names_known, ech, protocol is Protocol.TCP)
+
+    def _judge(
+        self, address: str, port: int, host: str | None, names_known: bool, ech: bool, is_raw: bool
+    ) -> Decision:
         packed = pack(address)
         deny, allow = self._deny, self._allow
         rule = deny.match_hidden_address(packed, port)
@@ -172,15 +184,15 @@ class Policy:
                 return _ALLOW_DEFAULT
             if undecided:
                 return _NEED_NAME
-            hidden = self._hides_a_name(host, ech, protocol)
+            hidden = self._hides_a_name(host, ech, is_raw)
             return _ALLOW_DEFAULT if hidden is None else _deny(hidden, address, port)
         return self._judge_name(packed, address, port, host, names_known, ech, is_public)
 
-    def _hides_a_name(self, host: str | None, ech: bool, protocol: Protocol) -> Reason | None:
+    def _hides_a_name(self, host: str | None, ech: bool, is_raw: bool) -> Reason | None:
         """Say how a client that only a deny rule could stop evades it, if it does."""
         if ech and self._ech_denied:
             return Reason.ECH
-        if host is None and self._name_needed and protocol is not Protocol.TCP:
+        if host is None and self._name_needed and not is_raw:
             return Reason.NO_NAME
         return None
 

@@ -16,6 +16,7 @@ from sidecar.errors import (
     DialError,
     NameNotResolved,
 )
+from sidecar.protocols.attempts import Attempts
 from sidecar.relay import RelayProtocol, Side
 from sidecar.upstreams import HostPort, Upstream, resolve
 
@@ -41,13 +42,17 @@ __all__ = ["Connecting", "reach"]
 
 
 def reach(
-    runtime: Runtime, upstream: Upstream, source: Source | None, done: Done
-) -> Dial | Connecting | None:
+    runtime: Runtime,
+    upstream: Upstream | tuple[SocketAddress, ...],
+    source: Source | None,
+    done: Done,
+) -> Dial | Attempts | Connecting | None:
     """Connect to an upstream.
 
     Args:
         runtime: Whose dialer is used.
-        upstream: Where to. The addresses of a host name are tried in turn.
+        upstream: Where to. Several addresses, at least one, are tried in turn, and so
+            are those of a host name.
         source: Where from; None leaves it to the kernel.
         done: Called once, with the connection, which is the callee's, or what went
             wrong, and with the address dialled last if that was one; perhaps before
@@ -58,6 +63,11 @@ def reach(
     """
     if isinstance(upstream, SocketAddress):
         return runtime.dialer.dial(upstream, done, source)
+    if isinstance(upstream, tuple):
+        if len(upstream) == 1:
+            return runtime.dialer.dial(upstream[0], done, source)
+        attempts = Attempts(runtime, upstream, source, done)
+        return attempts if attempts.pending else None
     connecting = Connecting(runtime, upstream, source, done)
     return connecting if connecting.pending else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from sidecar.flow import Protocol
 from sidecar.relay.resets import reset
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Callable
 
 __all__ = ["refuse"]
 
@@ -21,7 +22,12 @@ _ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
 _DRAIN = 1 << 16
 
 
-def refuse(connection: socket.socket, protocol: Protocol, explanation: str) -> None:
+def refuse(
+    connection: socket.socket,
+    protocol: Protocol,
+    explanation: str,
+    linger: Callable[[socket.socket], None] | None = None,
+) -> None:
     """Tell the client, and close.
 
     Args:
@@ -29,16 +35,26 @@ def refuse(connection: socket.socket, protocol: Protocol, explanation: str) -> N
         protocol: What the client speaks: TLS gets an alert, HTTP a 403, anything else
             a reset.
         explanation: One line of ASCII: why, and what would allow it.
+        linger: Gets the connection of a client that may have more to say than it can
+            be told over; closes it. None closes at once.
     """
     if protocol is Protocol.TCP:
         reset(connection)
         return
     answer = _ACCESS_DENIED if protocol is Protocol.TLS else _forbidden(explanation)
+    ended = False
     with suppress(OSError):
-        connection.recv(_DRAIN)
-    with suppress(OSError):
+        ended = not connection.recv(_DRAIN)
+    try:
         # A few hundred bytes into an empty send buffer: they fit.
         connection.send(answer)
+        if linger is not None and not ended:
+            connection.shutdown(socket.SHUT_WR)
+            linger(connection)
+            return
+    except OSError:
+        # It has gone; so nobody listens.
+        pass
     connection.close()
 
 

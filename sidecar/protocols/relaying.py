@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import SocketAddress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.dialing import Dial, Source
+    from sidecar.protocols.attempts import Attempts
     from sidecar.relay import Totals
     from sidecar.runtime import Runtime
     from sidecar.upstreams import Upstream
@@ -33,14 +35,16 @@ class Relaying:
         runtime: Shared by all.
         side: The client's connection.
         flow: Ended here, exactly once.
-        upstream: Where to.
+        upstream: Where to; several addresses are tried in turn.
         source: Where from; None leaves it to the kernel.
         to_upstream: What has been read from the client already, delivered first.
-        connected: The connection to `upstream`, where it has been made already.
+        connected: The connection to `upstream`, the first of it, where it has been made
+            already.
         ended: Called once the flow has ended.
     """
 
     __slots__ = (
+        "_ahead",
         "_connecting",
         "_flow",
         "_joined",
@@ -57,7 +61,7 @@ class Relaying:
         runtime: Runtime,
         side: Side,
         flow: Flow,
-        upstream: Upstream,
+        upstream: Upstream | tuple[SocketAddress, ...],
         source: Source | None,
         to_upstream: bytes = b"",
         *,
@@ -68,15 +72,18 @@ class Relaying:
         self._side = side
         self._flow = flow
         self._to_upstream = to_upstream
+        # Bytes of it that were sent before the two were joined.
+        self._ahead = 0
         self._when_ended = ended
         self._joined: Joined | None = None
         self._local: SocketAddress | None = None
         self._watched = False
         if isinstance(side, RelayProtocol):
             runtime.poller.wards.add(self)
-        self._connecting: Dial | Connecting | None = None
+        self._connecting: Dial | Attempts | Connecting | None = None
         if connected is not None:
-            self._connected(connected, upstream if isinstance(upstream, SocketAddress) else None)
+            first = upstream[0] if isinstance(upstream, tuple) else upstream
+            self._connected(connected, first if isinstance(first, SocketAddress) else None)
             return
         self._connecting = reach(runtime, upstream, source, self._connected)
         if self._connecting is not None:
@@ -180,6 +187,8 @@ class Relaying:
         if runtime.guard.tracks_upstreams and isinstance(outcome, socket.socket):
             self._local = SocketAddress.from_kernel(outcome.getsockname())
             runtime.guard.add_upstream(self._local, self)
+        if self._to_upstream and isinstance(outcome, socket.socket):
+            self._send_ahead(outcome)
         self._joined = Joined()
         start(
             runtime.engine,
@@ -190,11 +199,21 @@ class Relaying:
             to_upstream=self._to_upstream,
         )
 
+    def _send_ahead(self, upstream: socket.socket) -> None:
+        """Send what was read already, while the buffer is empty: spares two turns of the poller.
+
+        An error is the relay's to find: it knows what else there is to be saved.
+        """
+        if isinstance(self._side, socket.socket):
+            with suppress(OSError):
+                self._ahead = upstream.send(self._to_upstream)
+                self._to_upstream = self._to_upstream[self._ahead :]
+
     # The two are joined
 
     def _relayed(self, totals: Totals) -> None:
         flow = self._flow
-        flow.sent = totals.sent
+        flow.sent = self._ahead + totals.sent
         flow.received = totals.received
         if self._local is not None:
             self._runtime.guard.remove_upstream(self._local)

@@ -13,8 +13,8 @@ from sidecar.config import Limits
 from sidecar.flow import Flow, ListenerKind
 from sidecar.interfaces import IPeekedProtocol, ISocketFactory
 from sidecar.peeking import Peek
-from sidecar.protocols.judging import Allowed, Judge, Routing
 from sidecar.protocols.relaying import Relaying
+from sidecar.protocols.routing import Routing
 
 if TYPE_CHECKING:
     import socket
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.names.resolving import INameResolver
+    from sidecar.protocols.judge import Allowed, Judge
     from sidecar.runtime import Runtime
 
 __all__ = ["PeekFactory", "SNIProxyFactory"]
@@ -69,7 +70,7 @@ class SNIProxyFactory(Factory):
 
     def _allowed(self, allowed: Allowed) -> None:
         Relaying(
-            self.runtime, allowed.connection, allowed.flow, allowed.address, None, allowed.data
+            self.runtime, allowed.connection, allowed.flow, allowed.addresses, None, allowed.data
         )
 
 
@@ -85,7 +86,7 @@ class PeekFactory(Factory):
         clock: For the waits.
         silence: Seconds that a client may stay silent.
         patience: Seconds from its first byte to its name; after that the connection is
-            given to the protocol as one without a name.
+            given to the protocol as one without a name, whose problem that is.
     """
 
     noisy = False
@@ -152,6 +153,8 @@ class _PeekingProtocol(Protocol):
 
     def _waited(self) -> None:
         self._timer = None
+        if self._data:
+            self._flow.problem = "peek_timeout"
         self._hand_over()
 
     def _hand_over(self) -> None:

@@ -127,7 +127,7 @@ class TransparentRelayFactory(Factory):
             self.runtime,
             allowed.connection,
             allowed.flow,
-            allowed.address,
+            allowed.addresses,
             self._source,
             allowed.data,
             connected=allowed.upstream,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sidecar.wire.hello_errors import HelloError, HelloReason
 
@@ -113,7 +114,18 @@ class ClientHello:
 
         Printable ASCII stands for itself, a backslash and any other byte as \xNN.
         """
-        return tuple([_text(protocol) for protocol in self.protocols])
+        protocols = self.protocols
+        few = len(protocols) <= _MAX_CACHED_PROTOCOLS
+        return _cached_texts(protocols) if few else _texts(protocols)
+
+
+def _texts(protocols: tuple[bytes, ...]) -> tuple[str, ...]:
+    return tuple([_text(protocol) for protocol in protocols])
+
+
+# Clients of one kind offer the same: at most 8 KiB each, with all bytes escaped.
+_MAX_CACHED_PROTOCOLS = 8
+_cached_texts = lru_cache(256)(_texts)
 
 
 def _text(protocol: bytes) -> str:

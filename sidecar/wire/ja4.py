@@ -28,7 +28,7 @@ _DIGITS = 12
 _MAX_COUNT = 99
 
 # Few kinds of clients make most of the hellos. What is kept for them is bounded by their
-# lists' length too, to 2 MiB, whatever strangers send.
+# lists' length too, to 4 MiB, whatever strangers send.
 _CACHE_SIZE = 256
 _MAX_CACHED = 512  # bytes on the wire
 
@@ -56,24 +56,39 @@ def ja4(hello: ClientHello) -> str:
     Returns:
         36 characters, as t13d1516h2_8daaf6152771_e5627efa2ab1.
     """
-    version = _VERSIONS.get(max(hello.versions, default=0), _UNKNOWN_VERSION)
-    named = "i" if hello.sni is None else "d"
-    extensions = without_grease(hello.extensions)
+    suites, kinds, algorithms = hello.suite_list, hello.extensions, hello.algorithm_list
+    few = len(suites) + len(algorithms) + 2 * len(kinds) <= _MAX_CACHED
+    return (_cached_whole if few else _whole)(
+        max(hello.versions, default=0),
+        hello.sni is not None,
+        suites,
+        kinds,
+        algorithms,
+        hello.protocols[0] if hello.protocols else b"",
+    )
+
+
+def _whole(
+    newest: int, named: bool, suites: bytes, kinds: tuple[int, ...], algorithms: bytes, alpn: bytes
+) -> str:
+    """Put it together, by "JA4 Algorithm"."""
+    version = _VERSIONS.get(newest, _UNKNOWN_VERSION)
+    extensions = without_grease(kinds)
     # Sorted first: some clients send theirs in another order each time.
     counted = sorted(extensions)
     if _SERVER_NAME in counted:
         counted.remove(_SERVER_NAME)
     if _ALPN in counted:
         counted.remove(_ALPN)
-    suites, algorithms, kinds = hello.suite_list, hello.algorithm_list, tuple(counted)
+    sorted_kinds = tuple(counted)
     if len(suites) + len(algorithms) + 2 * len(kinds) <= _MAX_CACHED:
         count, suites_hash = _cached_suites(suites)
-        extensions_hash = _cached_extensions(kinds, algorithms)
+        extensions_hash = _cached_extensions(sorted_kinds, algorithms)
     else:
         count, suites_hash = _suites(suites)
-        extensions_hash = _extensions(kinds, algorithms)
+        extensions_hash = _extensions(sorted_kinds, algorithms)
     return (
-        f"t{version}{named}{count}{_count(extensions)}{_alpn(hello.protocols)}"
+        f"t{version}{'d' if named else 'i'}{count}{_count(extensions)}{_alpn(alpn)}"
         f"_{suites_hash}_{extensions_hash}"
     )
 
@@ -82,11 +97,11 @@ def _count(values: Sequence[int]) -> str:
     return f"{min(len(values), _MAX_COUNT):02}"
 
 
-def _alpn(protocols: tuple[bytes, ...]) -> str:
+def _alpn(protocol: bytes) -> str:
     """The first protocol's ends, by "ALPN Extension Value"."""
-    if not protocols:
+    if not protocol:
         return _ALPN_ABSENT
-    first, last = protocols[0][:1], protocols[0][-1:]
+    first, last = protocol[:1], protocol[-1:]
     if first.isalnum() and last.isalnum():  # of bytes: ASCII only
         return (first + last).decode("ascii")
     return first.hex()[0] + last.hex()[1]
@@ -107,6 +122,8 @@ def _extensions(kinds: tuple[int, ...], algorithm_list: bytes) -> str:
     return _hash(text)
 
 
+# Most clients, those who keep the order of their extensions, need no more than this one.
+_cached_whole = lru_cache(_CACHE_SIZE)(_whole)
 _cached_suites = lru_cache(_CACHE_SIZE)(_suites)
 _cached_extensions = lru_cache(_CACHE_SIZE)(_extensions)
 

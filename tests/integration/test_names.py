@@ -11,10 +11,12 @@ import select
 import signal
 import socket
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 from integration import clients, netns, origins
 from integration.names_stage import (
     ALLOWED,
@@ -34,6 +36,7 @@ from integration.names_stage import (
 )
 from integration.origins import Origin
 from integration.proxy import ISTIO, OUTBOUND, ROOT, eventually
+from names.authority import Authority
 from wire import hello_maker
 
 from sidecar.addresses import SocketAddress
@@ -397,6 +400,25 @@ class TestSpoof:
             assert page_from(RIGHT) == done.stdout, done
             line = sidecar.line(destination=right)
             assert ["allow", str(right)] == _fact(line, "verdict", "upstream")
+
+    def test_certificate_ca_file(self, own: Stage, port: int) -> None:
+        """`ca_file`: its authorities count, and the platform's don't."""
+        right = SocketAddress(RIGHT, port)
+        (own.directory / "corp").mkdir()
+        corp = Authority(own.directory / "corp")
+        settings = f'{_NAMES}verify = "certificate"\nca_file = "{corp.cafile}"\n'
+        corps = {ALLOWED: corp.issue(x509.DNSName(ALLOWED))}
+        with proxied(own, settings, name="ca_file.toml") as sidecar:
+            with tls_origin(own, right, ALLOWED):
+                # By an authority that SSL_CERT_FILE names, and curl trusts.
+                assert 35 == _curl(own, f"https://{ALLOWED}:{port}/", right).returncode
+                sidecar.line(destination=right, reason="certificate_mismatch")
+            os.kill(sidecar.pid, signal.SIGHUP)
+            sidecar.wait_until(lambda: any("policy reloaded" in text for text in sidecar.printed))
+            with tls_origin(replace(own, certificates=corps), right, ALLOWED):
+                done = _curl(own, f"https://{ALLOWED}:{port}/", right, "--insecure")
+                assert page_from(RIGHT) == done.stdout, done
+                sidecar.line(destination=right, verdict="allow", upstream=right)
 
     def test_certificate_refused(self, own: Stage, port: int) -> None:
         """`certificate`: where no one listens, the flow ends as one refused."""

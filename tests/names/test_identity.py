@@ -23,15 +23,14 @@ from sidecar.errors import (
     ConnectionRefused,
     ConnectionTimeout,
     ProxyLoopDetected,
-    TrustError,
 )
 from sidecar.loops import LoopGuard
-from sidecar.names.identity import CertificateProber, trust
+from sidecar.names.certificates import trust
+from sidecar.names.identity import CertificateProber
 from sidecar.relay.poller import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from turning import Turning
     from twisted.internet.task import Clock
@@ -546,25 +545,3 @@ class TestClosing:
             probe.failed()
             probe.ready(0)
         assert isinstance(heard.error, CertificateUnavailable)
-
-
-class TestTrust:
-    def test_missing(self, tmp_path: Path) -> None:
-        """A file that isn't there is named."""
-        path = str(tmp_path / "missing.pem")
-        with pytest.raises(TrustError) as caught:
-            trust(path)
-        assert f"{path}: can't be read: No such file or directory" == str(caught.value)
-
-    @pytest.mark.parametrize("content", [b"", b"nothing\n", b"-----BEGIN CERTIFICATE-----\nx\n"])
-    def test_no_certificate(self, tmp_path: Path, content: bytes) -> None:
-        """So is one without a certificate."""
-        path = tmp_path / "authorities.pem"
-        path.write_bytes(content)
-        with pytest.raises(TrustError, match="no certificate"):
-            trust(str(path))
-
-    def test_directory(self, tmp_path: Path) -> None:
-        """So is what is no file."""
-        with pytest.raises(TrustError, match="Is a directory"):
-            trust(str(tmp_path))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import copy
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from sidecar.addresses import IPAddress, SocketAddress
+from sidecar.addresses import SocketAddress
 from sidecar.dialing import Dialer
 from sidecar.errors import (
     AddressRefused,
@@ -25,7 +25,8 @@ from sidecar.errors import (
 )
 from sidecar.flow import FlowEnd
 from sidecar.loops import LoopGuard
-from sidecar.names.identity import CertificateProber, trust
+from sidecar.names.certificates import trust
+from sidecar.names.identity import CertificateProber
 from sidecar.names.resolving import INameResolver
 from sidecar.names.verifying import Certificate, IVerifier, Off, Redial, acceptable_answers
 from sidecar.relay.poller import Poller
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from turning import Turning
     from twisted.internet.task import Clock
 
-    from sidecar.names.verifying import Verifier
+    from sidecar.names.verifying import Addresses, Verifier
 
 NAME = "allowed.example"
 PUBLIC, OTHER, PRIVATE = "198.51.100.1", "198.51.100.2", "10.0.0.1"
@@ -50,12 +51,22 @@ class Answers:
         self.answers = list(answers)
         self.asked: list[str] = []
 
-    def resolve(self, host: str) -> Deferred[tuple[IPAddress, ...]]:
+    def recent(self, host: str) -> tuple[str, ...] | None:
+        return None
+
+    def resolve(self, host: str) -> Deferred[tuple[str, ...]]:
         self.asked.append(host)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
-            return fail(answer)
-        return succeed(tuple(ip_address(text) for text in answer))
+        return fail(answer) if isinstance(answer, Exception) else succeed(tuple(answer))
+
+
+class Known(Answers):
+    """One that has been asked a moment ago."""
+
+    def recent(self, host: str) -> tuple[str, ...] | None:
+        self.asked.append(host)
+        answer = self.answers[0]
+        return None if isinstance(answer, Exception) else tuple(answer)
 
 
 @pytest.fixture
@@ -81,17 +92,32 @@ def at(host: str, port: int = 443) -> SocketAddress:
     return SocketAddress(host, port)
 
 
-def outcome(deferred: Deferred[SocketAddress]) -> SocketAddress | Exception:
-    """What a Deferred that has fired fired with."""
-    found: list[SocketAddress | Exception] = []
-    deferred.addCallbacks(found.append, lambda failure: found.append(failure.value))
+def ordered(answer: Addresses | Deferred[Addresses]) -> Addresses | Exception:
+    """What an answer is that is there already."""
+    if isinstance(answer, tuple):
+        return answer
+    found: list[Addresses | Exception] = []
+    answer.addCallbacks(found.append, lambda failure: found.append(failure.value))
     (one,) = found
     return one
 
 
-def refused(deferred: Deferred[SocketAddress]) -> VerificationError:
+def outcome(answer: Addresses | Deferred[Addresses]) -> SocketAddress | Exception:
+    """What would be dialled first."""
+    found = ordered(answer)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def waited(turning: Turning, answer: Addresses | Deferred[Addresses]) -> SocketAddress:
+    """What is dialled first, once that is known."""
+    if isinstance(answer, Deferred):
+        answer = turning.result(answer)
+    return answer[0]
+
+
+def refused(answer: Addresses | Deferred[Addresses]) -> VerificationError:
     """What a Deferred failed with, which must be a documented error."""
-    error = outcome(deferred)
+    error = outcome(answer)
     assert isinstance(error, VerificationError), error
     return error
 
@@ -184,6 +210,26 @@ class TestRedial:
         assert isinstance(error, VerificationImpossible)
         assert (cause, end, end.value) == (error.cause, error.end, error.reason)
 
+    @pytest.mark.parametrize("kind", [Answers, Known])
+    def test_others(self, kind: type[Answers]) -> None:
+        """The other answers follow: first those of the client's family, four in all."""
+        answers = [f"198.51.100.{number}" for number in range(4, 0, -1)]
+        redial = Redial(kind(["2001:db8::1", PRIVATE, *answers[:2]]))
+        few = (at(answers[0]), at(answers[1]), at("2001:db8::1"))
+        assert few == ordered(redial.verify(NAME, at(answers[0]), public))
+        many = Redial(kind(["2001:db8::1", *answers]))
+        expected = tuple(at(f"198.51.100.{number}") for number in (3, 4, 1, 2))
+        assert expected == ordered(many.verify(NAME, at("203.0.113.2"), public))
+        mixed = (at("2001:db8::1"), *map(at, answers[:3]))
+        assert mixed == ordered(many.verify(NAME, at("2001:db8::4"), public))
+
+    def test_known(self) -> None:
+        """What the resolver knows is answered without a Deferred; refusals are one."""
+        redial = Redial(Known([PRIVATE, PUBLIC]))
+        assert (at(PUBLIC),) == redial.verify(NAME, at(PUBLIC), public)
+        error = refused(Redial(Known([PRIVATE])).verify(NAME, at(PUBLIC), public))
+        assert isinstance(error, AddressRefused)
+
     def test_predicate_sees_ports(self) -> None:
         """The predicate is asked for what would be dialled, port included."""
         asked: list[SocketAddress] = []
@@ -197,25 +243,30 @@ class TestRedial:
 
     def test_cancel(self) -> None:
         """Who gives up waits no more."""
-        waiting: Deferred[tuple[IPAddress, ...]] = Deferred()
+        waiting: Deferred[tuple[str, ...]] = Deferred()
 
         @implementer(INameResolver)
         class Slow:
-            def resolve(self, host: str) -> Deferred[tuple[IPAddress, ...]]:
+            def recent(self, host: str) -> None:
+                return None
+
+            def resolve(self, host: str) -> Deferred[tuple[str, ...]]:
                 return waiting
 
         verifying = Redial(Slow()).verify(NAME, at(PUBLIC), public)
+        assert isinstance(verifying, Deferred)
         verifying.cancel()
         assert isinstance(outcome(verifying), CancelledError)
         assert waiting.called
 
 
 class TestBugs:
-    @pytest.mark.parametrize("kind", ["redial", "certificate", "off"])
+    @pytest.mark.parametrize("kind", ["redial", "known", "certificate", "off"])
     def test_predicate_raises(self, prober: CertificateProber, kind: str) -> None:
         """A predicate that raises lets nobody through, and its error is not lost."""
         verifiers: dict[str, Verifier] = {
             "redial": Redial(Answers([PUBLIC])),
+            "known": Redial(Known([PUBLIC])),
             "certificate": Certificate(prober),
             "off": Off(),
         }
@@ -228,12 +279,12 @@ class TestBugs:
 
 
 class TestAnswers:
-    def test_all(self) -> None:
+    @pytest.mark.parametrize("kind", [Answers, Known])
+    def test_all(self, kind: type[Answers]) -> None:
         """What may be dialled for a name, in the resolver's order."""
-        found: list[list[SocketAddress]] = []
-        resolver = Answers([OTHER, PRIVATE, PUBLIC])
-        acceptable_answers(resolver, NAME, at("0.0.0.0"), public).addCallback(found.append)
-        assert [[at(OTHER), at(PUBLIC)]] == found
+        resolver = kind([OTHER, PRIVATE, PUBLIC])
+        found = ordered(acceptable_answers(resolver, NAME, at("0.0.0.0"), public))
+        assert (at(OTHER), at(PUBLIC)) == found
 
 
 class TestOff:
@@ -256,7 +307,7 @@ class TestCertificate:
         """An address that shows a certificate for the name is dialled."""
         with serving_tls(authority.issue(x509.DNSName(NAME))) as server:
             verifying = Certificate(prober).verify(NAME, server.address, anything)
-            assert server.address == turning.result(verifying)
+            assert server.address == waited(turning, verifying)
 
     def test_spoofed(
         self, turning: Turning, prober: CertificateProber, authority: Authority
@@ -265,7 +316,7 @@ class TestCertificate:
         with serving_tls(authority.issue(x509.DNSName("other.example"))) as server:
             verifying = Certificate(prober).verify(NAME, server.address, anything)
             with pytest.raises(CertificateMismatch) as caught:
-                turning.result(verifying)
+                waited(turning, verifying)
         assert ("certificate_mismatch", FlowEnd.DENIED) == (caught.value.reason, caught.value.end)
 
     def test_refused(self, prober: CertificateProber, authority: Authority) -> None:
@@ -279,7 +330,7 @@ class TestCertificate:
         """An address that nobody answers at fails as dialling it would."""
         verifying = Certificate(prober).verify(NAME, at("127.0.0.1", 1), anything)
         with pytest.raises(VerificationImpossible) as caught:
-            turning.result(verifying)
+            waited(turning, verifying)
         assert ("connection_refused", FlowEnd.CONNECTION_REFUSED) == (
             caught.value.reason,
             caught.value.end,
@@ -309,10 +360,10 @@ class TestSpoof:
                 "off": wrong.address,
             }
             if kind in expected:
-                assert expected[kind] == turning.result(verifying)
+                assert expected[kind] == waited(turning, verifying)
             else:
                 with pytest.raises(CertificateMismatch):
-                    turning.result(verifying)
+                    waited(turning, verifying)
 
 
 class TestErrors:

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
 from relay.transcripts import Peer, tcp_pair
 from turning import Turning, turning
 from twisted.internet.defer import Deferred
-from wire.hello_maker import hello, server_name
+from wire.hello_maker import hello, host_name, name_list, server_name
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
 from sidecar.errors import CertificateMismatch, NameNotResolved, VerificationImpossible
-from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
+from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Protocol, Verdict
 from sidecar.interfaces import IFlowObserver
-from sidecar.names.verifying import IVerifier
+from sidecar.names.verifying import Addresses, IVerifier
 from sidecar.policy import Default, Policy, parse_rule
 from sidecar.protocols.judging import Allowed, Judge, Judging
 from sidecar.runtime import Runtime
@@ -47,14 +48,14 @@ class Asked:
     def __init__(self) -> None:
         self.questions: list[tuple[str, SocketAddress]] = []
         self.cancelled = 0
-        self.answer: Deferred[SocketAddress] = Deferred(self._cancel)
+        self.answer: Deferred[Addresses] = Deferred(self._cancel)
 
     def _cancel(self, _: object) -> None:
         self.cancelled += 1
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Callable[[SocketAddress], bool]
-    ) -> Deferred[SocketAddress]:
+    ) -> Deferred[Addresses]:
         assert acceptable(address)
         self.questions.append((host, address))
         return self.answer
@@ -65,7 +66,7 @@ class Bug(Asked):
 
     def verify(
         self, host: str, address: SocketAddress, acceptable: Callable[[SocketAddress], bool]
-    ) -> Deferred[SocketAddress]:
+    ) -> Deferred[Addresses]:
         raise RuntimeError(host)
 
 
@@ -152,8 +153,8 @@ class TestVerified:
         turning.until(lambda: verifier.questions)
         assert [(NAME, DESTINATION)] == verifier.questions
         assert [] == scene.allowed
-        verifier.answer.callback(address)
-        expected = Allowed(scene.connection, scene.flow, address, HELLO, None)
+        verifier.answer.callback((address,))
+        expected = Allowed(scene.connection, scene.flow, (address,), HELLO, None)
         assert [expected] == scene.allowed
         assert (Verdict.ALLOW, "rule", f"{NAME} (file:1)") == (
             scene.flow.verdict,
@@ -296,6 +297,127 @@ class TestWaits:
         turning.failures.clear()
 
 
+BY_ADDRESS = [Verdict.DENY, "default", FlowEnd.DENIED, []]
+REQUEST = b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n"
+
+
+class TestDeniedByAddress:
+    """No name could change it: nothing is dialled, and the client is told in its language."""
+
+    @pytest.fixture
+    def judge(self, verifier: Asked, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Judge:
+        def dial(*_: object) -> None:
+            raise AssertionError("dialled")
+
+        monkeypatch.setattr(runtime.dialer, "dial", dial, raising=True)
+        policy = Policy(default=Default.DENY, allow=[parse_rule("9.9.9.2")])
+        return Judge(policy, verifier, silence=3600.0, patience=3600.0)
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    @pytest.mark.parametrize(
+        ("said", "protocol", "answer"),
+        [(HELLO, Protocol.TLS, DENIED), (REQUEST, Protocol.HTTP, b"HTTP/1.1 403 Forbidden\r\n")],
+        ids=["tls", "http"],
+    )
+    def test_told(
+        self,
+        turning: Turning,
+        scene: Scene,
+        observer: Observer,
+        said: bytes,
+        protocol: Protocol,
+        answer: bytes,
+        pieces: int,
+    ) -> None:
+        """However its words are cut, it hears why, and the log has it all."""
+        size = -(-len(said) // pieces)
+        for at in range(0, len(said), size):
+            assert [] == observer.flows
+            scene.client.say(said[at : at + size])
+            turning.settle()
+        assert scene.client.read_to_end().startswith(answer)
+        assert BY_ADDRESS == ended(scene)
+        assert [scene.flow] == observer.flows
+        assert protocol is scene.flow.protocol
+
+    def test_hint(self, scene: Scene) -> None:
+        """A 403 names the rule that would allow it."""
+        scene.client.say(REQUEST)
+        answer = scene.client.read_to_end()
+        assert answer.endswith(b"sidecar: denied: default; to allow it: 9.9.9.1:443\n")
+
+    def test_said_before(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
+    ) -> None:
+        """What is there when the connection is accepted is answered then and there."""
+        near, connection = tcp_pair()
+        stack.enter_context(near)
+        near.send(HELLO)
+        turning.settle()
+        flow = Flow(ListenerKind.OUTBOUND, None, DESTINATION, None, runtime.observer)
+        Judging(runtime, judge, connection, flow, lambda _: None)
+        assert FlowEnd.DENIED is flow.end
+        assert DENIED == near.recv(99)
+
+    @pytest.mark.parametrize(
+        "said",
+        [hello(name_list(host_name(b"a"), host_name(b"b"))), hello(server_name(b"0x7f.1"))],
+        ids=["two", "odd"],
+    )
+    def test_malformed(self, scene: Scene, said: bytes) -> None:
+        """What is wrong with the name doesn't matter any more."""
+        scene.client.say(said)
+        assert DENIED == scene.client.read_to_end()
+        assert BY_ADDRESS == ended(scene)
+
+    @pytest.mark.parametrize("said", [b"", b"SSH-2.0-x\r\n"], ids=["silent", "other"])
+    def test_reset(self, scene: Scene, said: bytes) -> None:
+        """One that is silent for a quarter of a second, or says something else, is reset."""
+        if said:
+            scene.client.say(said)
+        before = monotonic()
+        assert b"" == scene.client.read_to_reset()
+        waited = monotonic() - before
+        assert waited < 0.2 if said else 0.2 < waited < 1.0
+        assert BY_ADDRESS == ended(scene)
+
+    def test_silence_is_the_limit(
+        self, stack: ExitStack, turning: Turning, runtime: Runtime, judge: Judge
+    ) -> None:
+        """A shorter silence that is configured holds here, too."""
+        judge.silence = 0.01
+        scene = Scene(turning, stack, runtime, judge)
+        before = monotonic()
+        assert b"" == scene.client.read_to_reset()
+        assert monotonic() - before < 0.2
+
+    def test_dripping(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
+    ) -> None:
+        """One that never ends its hello is told at the end of the patience, for the same reason."""
+        judge.patience = 0.01
+        scene = Scene(turning, stack, runtime, judge)
+        scene.client.say(HELLO[:-1])
+        assert DENIED == scene.client.read_to_end()
+        assert BY_ADDRESS == ended(scene)
+
+    @pytest.mark.parametrize("said", [b"", HELLO[:9]], ids=["silent", "speaking"])
+    def test_gone(self, turning: Turning, scene: Scene, observer: Observer, said: bytes) -> None:
+        """One that resets meanwhile was denied all the same."""
+        if said:
+            scene.client.say(said)
+        turning.settle()
+        scene.client.reset()
+        turning.until(lambda: observer.flows)
+        assert BY_ADDRESS == ended(scene)
+
+    def test_shut_down(self, runtime: Runtime, scene: Scene, observer: Observer) -> None:
+        """So was one that the process's end finds silent."""
+        runtime.close()
+        assert BY_ADDRESS == ended(scene)
+        assert [scene.flow] == observer.flows
+
+
 class TestDecided:
     def test_at_once(
         self, turning: Turning, stack: ExitStack, runtime: Runtime, verifier: Asked
@@ -304,7 +426,7 @@ class TestDecided:
         policy = Policy(default=Default.DENY, allow=[parse_rule("9.9.9.1")])
         judge = Judge(policy, verifier, silence=3600.0, patience=3600.0)
         scene = Scene(turning, stack, runtime, judge)
-        expected = Allowed(scene.connection, scene.flow, DESTINATION, b"", None)
+        expected = Allowed(scene.connection, scene.flow, (DESTINATION,), b"", None)
         assert [expected] == scene.allowed
 
     def test_early_upstream(

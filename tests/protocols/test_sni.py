@@ -7,7 +7,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from wire.hello_maker import alpn, hello, server_name
+from wire.hello_maker import alpn, hello, host_name, name_list, server_name
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -45,6 +45,7 @@ class Plain(Protocol):
 class Peeked(Plain):
     def peeked(self, flow: Flow) -> None:
         self.told.append((flow.host, flow.alpn, flow.names_known))
+        self.problem = flow.problem
 
 
 @implementer(IHalfCloseableProtocol)
@@ -118,6 +119,27 @@ class TestPeekFactory:
         made.connectionLost()
         assert [FACTS, "made", sent, "lost"] == wrapped.told
         assert [] == clock.getDelayedCalls()
+
+    @pytest.mark.parametrize(
+        ("said", "problem"),
+        [
+            (HELLO, None),
+            (hello(name_list(host_name(b"a"), host_name(b"b"))), "hello_sni_two_names"),
+            (hello(server_name(b"0x7f.1")), "invalid_host"),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "http_host_duplicate"),
+            (HELLO[:9], "peek_timeout"),
+            (b"SSH-2.0-x\r\n", None),
+        ],
+        ids=["good", "hello", "host", "http", "dripping", "other"],
+    )
+    def test_problem(self, clock: Clock, said: bytes, problem: str | None) -> None:
+        """A client that can't be read has no host; the protocol learns that, and why."""
+        wrapped = Peeked()
+        connected(clock, wrapped).dataReceived(said)
+        clock.advance(5)
+        assert problem == wrapped.problem
+        if problem is not None:
+            assert [NO_FACTS, "made", said] == wrapped.told
 
     def test_plain_protocol(self, clock: Clock) -> None:
         """A protocol that doesn't care for facts works as well."""

@@ -2,6 +2,7 @@
 
     model       what to intercept                    RuleSet
     vocabulary  in which words                       matches, statements
+    passing     what passes untouched                the rules that chains begin with
     chains      the rules that mean it               chains_of()
     nft         … as nft text                        ┐
     iptables    … as iptables-restore text           ├ one renderer each

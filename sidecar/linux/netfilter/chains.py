@@ -6,35 +6,35 @@ renderers' business.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
 from sidecar.linux.netfilter.model import (
     TPROXY_MARK,
     TPROXY_REVERSED_MARK,
     Mode,
-    PortRange,
-    merge_ports,
+)
+from sidecar.linux.netfilter.passing import (
+    RETURN,
+    destination_filter,
+    forwarded_entry,
+    inbound_filter,
+    local_filter,
+    singles,
 )
 from sidecar.linux.netfilter.vocabulary import (
     ADMITS,
-    OWNER_COMMENTS,
     Accept,
     Chain,
     ConnectionInvalid,
     ConnectionMark,
     ConnectionReply,
-    Destination,
     Drop,
-    Family,
     Hook,
     Kind,
     LocalAddress,
     LoopbackInterface,
     Mark,
     NewConnection,
-    Owner,
-    OwnerKind,
     Ports,
     Redirect,
     Return,
@@ -49,14 +49,10 @@ from sidecar.linux.netfilter.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from sidecar.linux.netfilter.model import IPNetwork, RuleSet
+    from sidecar.linux.netfilter.model import RuleSet
     from sidecar.linux.netfilter.vocabulary import Match
 
 __all__ = ["chains_of"]
-
-_LOOPBACK_4 = (IPv4Network("127.0.0.0/8"),)
-_LOOPBACK_6 = (IPv6Network("::1/128"),)
-_RETURN = (Return(),)
 
 
 def chains_of(rules: RuleSet) -> tuple[Chain, ...]:
@@ -77,17 +73,17 @@ def _redirect(rules: RuleSet) -> tuple[Chain, ...]:
     chains = []
     ways: list[tuple[str, Hook, tuple[Rule, ...], int]] = []
     if rules.outbound_port is not None:
-        ways.append(("outbound", Hook.OUTPUT, _local_filter(rules), rules.outbound_port))
+        ways.append(("outbound", Hook.OUTPUT, local_filter(rules), rules.outbound_port))
     if rules.inbound_port is not None:
-        ways.append(("inbound", Hook.PREROUTING, _inbound_filter(rules), rules.inbound_port))
+        ways.append(("inbound", Hook.PREROUTING, inbound_filter(rules), rules.inbound_port))
     if rules.forwarded and rules.outbound_port is not None:
-        forwarded = (*_forwarded_entry(), *_destination_filter(rules))
+        forwarded = (*forwarded_entry(), *destination_filter(rules))
         ways.append(("forwarded", Hook.PREROUTING, forwarded, rules.outbound_port))
     for name, hook, passing, port in ways:
         admit = Rule((taken,), (Redirect(port),), ADMITS)
         chains.append(Chain(name, Kind.NAT, hook, (*passing, admit)))
         chains.append(Chain(f"{name}_invalid", Kind.FILTER, hook, (*passing, invalid)))
-    own_ports = Ports(Side.SOURCE, _single(rules.ports))
+    own_ports = Ports(Side.SOURCE, singles(rules.ports))
     answers = [Rule((own_ports, ConnectionInvalid()), (Drop(),), "NAT would miss it")]
     if not rules.syn_only:
         # Conntrack forgot the connection. The client's next packet makes NAT know it
@@ -112,7 +108,7 @@ def _tproxy(rules: RuleSet) -> tuple[Chain, ...]:
 def _tproxy_outbound(rules: RuleSet, port: int) -> list[Chain]:
     """Mark on output; the mark routes the packet to lo, where TPROXY takes it."""
     new: tuple[Match, ...] = (NewConnection(),) if rules.syn_only else ()
-    first, *passing = _local_filter(rules)
+    first, *passing = local_filter(rules)
     returned = (LoopbackInterface(Side.SOURCE), Mark(TPROXY_MARK), Tcp())
     outbound = (
         first,
@@ -176,17 +172,17 @@ def _tproxy_outbound(rules: RuleSet, port: int) -> list[Chain]:
 def _tproxy_inbound(rules: RuleSet, port: int) -> Chain:
     not_new = NewConnection(negated=True)
     if rules.syn_only:
-        alive = [Rule((not_new,), _RETURN, "already alive")]
+        alive = [Rule((not_new,), RETURN, "already alive")]
     else:
         # What has no socket of its own goes to the listener all the same: the
         # last packet of a handshake made with SYN cookies looks like that.
-        alive = [_answers(), Rule((not_new, SocketBound()), _RETURN, "already alive")]
+        alive = [_answers(), Rule((not_new, SocketBound()), RETURN, "already alive")]
     return Chain(
         "inbound",
         Kind.FILTER,
         Hook.PREROUTING,
         (
-            *_inbound_filter(rules),
+            *inbound_filter(rules),
             *alive,
             Rule((Tcp(),), (Tproxy(port),), ADMITS),
             Rule((Tcp(),), (Drop(),), ADMITS),
@@ -201,14 +197,14 @@ def _tproxy_forwarded(rules: RuleSet, port: int) -> Chain:
         Kind.FILTER,
         Hook.PREROUTING,
         (
-            *_forwarded_entry(),
+            *forwarded_entry(),
             Rule(
                 (not_new, SocketTransparent()),
                 (SetMark(TPROXY_MARK), Accept()),
                 "already intercepted",
             ),
-            Rule((not_new,), _RETURN, "already alive") if rules.syn_only else _answers(),
-            *_destination_filter(rules),
+            Rule((not_new,), RETURN, "already alive") if rules.syn_only else _answers(),
+            *destination_filter(rules),
             Rule((Tcp(),), (Tproxy(port, TPROXY_MARK),), ADMITS),
             Rule((Tcp(),), (Drop(),), ADMITS),
         ),
@@ -217,87 +213,4 @@ def _tproxy_forwarded(rules: RuleSet, port: int) -> Chain:
 
 def _answers() -> Rule:
     matches = (NewConnection(negated=True), ConnectionReply())
-    return Rule(matches, _RETURN, "answers")
-
-
-def _local_filter(rules: RuleSet) -> tuple[Rule, ...]:
-    """What passes of the packets that this host sends."""
-    passing = [_not_tcp(), Rule((Mark(rules.exclude_mark),), _RETURN, "sidecar's own")]
-    if rules.exclude_uids:
-        owner = Owner(OwnerKind.USER, rules.exclude_uids)
-        passing.append(Rule((owner,), _RETURN, OWNER_COMMENTS[0]))
-    if rules.exclude_gids:
-        owner = Owner(OwnerKind.GROUP, rules.exclude_gids)
-        passing.append(Rule((owner,), _RETURN, OWNER_COMMENTS[1]))
-    passing += (
-        Rule((Destination(networks),), _RETURN, "loopback")
-        for networks in (_LOOPBACK_4, _LOOPBACK_6)
-    )
-    return (*passing, *_destination_filter(rules))
-
-
-def _destination_filter(rules: RuleSet) -> tuple[Rule, ...]:
-    """What passes by its destination's address and port."""
-    passing = []
-    for version in (4, 6):
-        networks = _of_family(rules.exclude_cidrs, version)
-        if networks:
-            passing.append(Rule((_within(networks),), _RETURN, "excluded address"))
-    if rules.include_cidrs:
-        for version in (4, 6):
-            networks = _of_family(rules.include_cidrs, version)
-            if not networks:
-                passing.append(Rule((Family(version),), _RETURN, "address not included"))
-            elif networks[0].prefixlen > 0:
-                outside = Destination(networks, negated=True)
-                passing.append(Rule((outside,), _RETURN, "address not included"))
-    if rules.exclude_ports:
-        ports = Ports(Side.DESTINATION, rules.exclude_ports)
-        passing.append(Rule((ports,), _RETURN, "excluded port"))
-    if rules.include_ports:
-        ports = Ports(Side.DESTINATION, rules.include_ports, negated=True)
-        passing.append(Rule((ports,), _RETURN, "port not included"))
-    return tuple(passing)
-
-
-def _inbound_filter(rules: RuleSet) -> tuple[Rule, ...]:
-    """What passes of the packets that arrive here for this host."""
-    own_ports = Ports(Side.DESTINATION, _single(rules.ports))
-    passing = [
-        _not_tcp(),
-        _from_here(),
-        Rule((LocalAddress(Side.DESTINATION, negated=True),), _RETURN, "for another host"),
-        # The proxy sees for itself that nobody was intercepted, and refuses.
-        Rule((own_ports,), _RETURN, "dials the proxy itself"),
-    ]
-    if rules.exclude_inbound_ports:
-        ports = Ports(Side.DESTINATION, rules.exclude_inbound_ports)
-        passing.append(Rule((ports,), _RETURN, "excluded port"))
-    return tuple(passing)
-
-
-def _forwarded_entry() -> tuple[Rule, ...]:
-    here = Rule((LocalAddress(Side.DESTINATION),), _RETURN, "for this host")
-    return (_not_tcp(), _from_here(), here)
-
-
-def _not_tcp() -> Rule:
-    return Rule((Tcp(negated=True),), _RETURN, "not TCP")
-
-
-def _from_here() -> Rule:
-    return Rule((LoopbackInterface(Side.SOURCE),), _RETURN, "from this host")
-
-
-def _of_family(networks: tuple[IPNetwork, ...], version: int) -> tuple[IPNetwork, ...]:
-    return tuple(each for each in networks if each.version == version)
-
-
-def _within(networks: tuple[IPNetwork, ...]) -> Destination | Family:
-    # nft has no spelling of its own for /0 in a match: it means the family.
-    whole = networks[0].prefixlen == 0
-    return Family(networks[0].version) if whole else Destination(networks)
-
-
-def _single(ports: tuple[int, ...]) -> tuple[PortRange, ...]:
-    return merge_ports(tuple(PortRange(port, port) for port in ports))
+    return Rule(matches, RETURN, "answers")
