@@ -29,6 +29,8 @@ _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 # not fit into the signed 64 bits that other programs have.
 _SIZE = rb"[0-9A-Fa-f]{1,15}"
 _chunk_line = re.compile(rb"(%b)(?:;%b(?:=(?:%b|%b))?)*\r\n" % (_SIZE, _TOKEN, _TOKEN, _QUOTED))
+# What is between two chunks as nearly all senders have it. Not between any and the last.
+_between_chunks = re.compile(rb"\r\n([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n").match
 # Whatever could become one.
 _chunk_line_start = re.compile(rb"%b(?:\r|;[\t -~\x80-\xff]*\r?)?" % _SIZE)
 _END = b"\r\n"
@@ -112,11 +114,7 @@ class ChunkedBody:
         at = 0
         while self._part is not _Part.TRAILERS:
             if self._part is _Part.DATA:
-                piece = data[at : at + self._left]
-                if piece:
-                    pieces.append(piece)
-                    at += len(piece)
-                    self._left -= len(piece)
+                at = self._read_data(data, at, pieces)
                 if self._left:
                     return b""
                 self._part = _Part.DATA_END
@@ -135,6 +133,29 @@ class ChunkedBody:
                 if at == start:
                     return b""
         return data[at:]
+
+    def _read_data(self, data: bytes, at: int, pieces: list[bytes]) -> int:
+        """Read a chunk's data; others' too, as long as nothing unusual is between.
+
+        Returns:
+            Where it ends.
+        """
+        left = self._left
+        size = len(data)
+        while True:
+            end = at + left
+            if end >= size:
+                if at < size:
+                    pieces.append(data[at:end])
+                self._left = end - size
+                return size
+            pieces.append(data[at:end])
+            between = _between_chunks(data, end)
+            if between is None:
+                self._left = 0
+                return end
+            at = between.end()
+            left = int(between[1], 16)
 
     def _read_line(self, data: bytes, at: int) -> int:
         """Read a chunk's first line.
