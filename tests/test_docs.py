@@ -29,6 +29,7 @@ from sidecar.policy import Reason
 from sidecar.protocols.http import replies
 from sidecar.tap import Options
 from sidecar.wire.client_hello import HelloReason
+from sidecar.wire.http1.errors import HttpMessageReason
 from sidecar.wire.http_head import HttpHeadReason
 
 ROOT = Path(__file__).parent.parent
@@ -352,6 +353,9 @@ def subclasses(kind: type[_Error]) -> set[type[_Error]]:
     return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
 
 
+_BAD_GATEWAY = 502
+
+
 def reasons_in_source() -> set[str]:
     """Every reason code that a flow can get."""
     source = "\n".join(
@@ -366,6 +370,8 @@ def reasons_in_source() -> set[str]:
         *(reason.value for reason in Reason),
         *(f"hello_{reason.value}" for reason in HelloReason if reason.value != "not_tls"),
         *(f"http_{reason.value}" for reason in HttpHeadReason if reason.value != "not_http"),
+        # What only servers can do is no reason of a flow's.
+        *(f"http_{reason.value}" for reason in HttpMessageReason if reason.status != _BAD_GATEWAY),
         *(reply.reason for reply in vars(replies).values() if isinstance(reply, replies.Reply)),
         *(reply.reason for reply in map(replies.reply_to_end, FlowEnd) if reply is not None),
         # A name's verification gives up with these.

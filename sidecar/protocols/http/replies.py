@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from sidecar.errors import (
     AddressError,
@@ -24,32 +23,21 @@ from sidecar.errors import (
     CertificateUnavailable,
     DialError,
     ResolverBusy,
+    TunnelError,
+    TunnelReplyMalformed,
+    TunnelTimeout,
+    TunnelUnauthorized,
     VerificationError,
     VerificationImpossible,
 )
 from sidecar.flow import FlowEnd
-
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class MessageError(Protocol):
-        """What replies need of `sidecar.wire.http1.messages.HttpMessageError`."""
-
-        @property
-        def reason(self) -> Enum:
-            """Why; its value is a stable code."""
-
-        @property
-        def status(self) -> int:
-            """What a client deserves whose request is at fault."""
-
+from sidecar.wire.http1.errors import HttpMessageError, HttpMessageReason
 
 __all__ = [
     "AUTHENTICATION_BUSY",
     "AUTHENTICATION_REQUIRED",
     "AUTHENTICATION_UNAVAILABLE",
     "CONTENT_TOO_LARGE",
-    "EXPECTATION_FAILED",
     "FTP_UNSUPPORTED",
     "HTTPS_UNSUPPORTED",
     "INTERNAL_ERROR",
@@ -61,6 +49,7 @@ __all__ = [
     "RESPONSE_TIMEOUT",
     "SCHEME_UNSUPPORTED",
     "TOO_MANY_CONNECTIONS",
+    "UPSTREAM_PROXY_REFUSED",
     "ProxyError",
     "Reply",
     "denied",
@@ -95,6 +84,8 @@ class ProxyError(Enum):
     TLS_CERTIFICATE_ERROR = "tls_certificate_error"
     HTTP_REQUEST_ERROR = "http_request_error"
     HTTP_REQUEST_DENIED = "http_request_denied"
+    HTTP_RESPONSE_HEADER_SECTION_SIZE = "http_response_header_section_size"
+    HTTP_RESPONSE_TRANSFER_CODING = "http_response_transfer_coding"
     HTTP_RESPONSE_INCOMPLETE = "http_response_incomplete"
     HTTP_RESPONSE_TIMEOUT = "http_response_timeout"
     HTTP_PROTOCOL_ERROR = "http_protocol_error"
@@ -117,6 +108,7 @@ class Reply:
         closes: Whether the connection can't be used after it, whatever client and
             limits say: nobody knows where the next request would begin.
         retry_after: Seconds after which it may go better; None if nobody knows.
+        received_status: What a proxy on the way answered; None if that isn't the cause.
     """
 
     status: int
@@ -126,6 +118,7 @@ class Reply:
     end: FlowEnd = FlowEnd.HTTP_REQUEST_ERROR
     closes: bool = False
     retry_after: int | None = None
+    received_status: int | None = None
 
     @property
     def denies(self) -> bool:
@@ -198,12 +191,6 @@ CONTENT_TOO_LARGE = Reply(
     "the request's content is longer than this proxy lets through",
     closes=True,
 )
-EXPECTATION_FAILED = Reply(
-    417,
-    ProxyError.HTTP_REQUEST_ERROR,
-    "expectation_failed",
-    "nothing but 100-continue can be expected",
-)
 TOO_MANY_CONNECTIONS = Reply(
     503,
     ProxyError.CONNECTION_LIMIT_REACHED,
@@ -242,6 +229,35 @@ INTERNAL_ERROR = Reply(
     closes=True,
 )
 
+UPSTREAM_PROXY_REFUSED = Reply(
+    502,
+    ProxyError.PROXY_CONFIGURATION_ERROR,
+    "upstream_proxy_unauthorized",
+    "the proxy on the way wants other credentials than this one has",
+    FlowEnd.DESTINATION_UNROUTABLE,
+    received_status=407,
+)
+_UPSTREAM_PROXY_TIMEOUT = Reply(
+    504,
+    ProxyError.CONNECTION_TIMEOUT,
+    FlowEnd.CONNECTION_TIMEOUT.value,
+    "the proxy on the way took too long to answer",
+    FlowEnd.CONNECTION_TIMEOUT,
+)
+_UPSTREAM_PROXY_MALFORMED = Reply(
+    502,
+    ProxyError.HTTP_PROTOCOL_ERROR,
+    FlowEnd.DESTINATION_UNROUTABLE.value,
+    "the proxy on the way gave no answer that can be understood",
+    FlowEnd.DESTINATION_UNROUTABLE,
+)
+_UPSTREAM_PROXY_DENIED = Reply(
+    502,
+    ProxyError.DESTINATION_UNAVAILABLE,
+    FlowEnd.DESTINATION_UNROUTABLE.value,
+    "the proxy on the way refused",
+    FlowEnd.DESTINATION_UNROUTABLE,
+)
 _BUSY_RESOLVING = Reply(
     503,
     ProxyError.CONNECTION_LIMIT_REACHED,
@@ -343,6 +359,15 @@ _DENIALS: dict[type[VerificationError], ProxyError] = {
 }
 # The policy's reasons that speak of an address.
 _ADDRESS_REASONS = frozenset({"private_address", "metadata", "address_refused"})
+_RESPONSE_ERRORS = {
+    HttpMessageReason.HEAD_TOO_LARGE: ProxyError.HTTP_RESPONSE_HEADER_SECTION_SIZE,
+    HttpMessageReason.TOO_MANY_FIELDS: ProxyError.HTTP_RESPONSE_HEADER_SECTION_SIZE,
+    HttpMessageReason.TRANSFER_ENCODING: ProxyError.HTTP_RESPONSE_TRANSFER_CODING,
+    HttpMessageReason.TRANSFER_ENCODING_DUPLICATE: ProxyError.HTTP_RESPONSE_TRANSFER_CODING,
+    HttpMessageReason.TRANSFER_ENCODING_OLD: ProxyError.HTTP_RESPONSE_TRANSFER_CODING,
+    HttpMessageReason.CHUNK_SIZE: ProxyError.HTTP_RESPONSE_TRANSFER_CODING,
+    HttpMessageReason.CHUNK_END: ProxyError.HTTP_RESPONSE_TRANSFER_CODING,
+}
 _REQUEST_TEXTS = {
     413: "the request's content is longer than this proxy lets through",
     414: "the request's target is too long",
@@ -382,24 +407,40 @@ def reply_to(error: BaseException) -> Reply:
     """What a client is told whose request failed with an error of ours.
 
     Args:
-        error: A `DialError`, `VerificationError` or `AddressError`; anything else is a
-            bug. (For malformed messages: `malformed_request`, `malformed_response`.)
+        error: A `DialError`, `VerificationError`, `AddressError` or `HttpMessageError`;
+            anything else is a bug.
     """
     if isinstance(error, VerificationImpossible):
         # What failed is the look-up or the probe, and that is what the client can mend.
         error = error.cause
     if isinstance(error, ResolverBusy):
         return _BUSY_RESOLVING
+    if isinstance(error, TunnelError):
+        return _no_tunnel(error)
     if isinstance(error, DialError):
         return _BY_END[error.end] or INTERNAL_ERROR
     if isinstance(error, VerificationError):
         return denied(error.reason, error=_DENIALS.get(type(error)))
     if isinstance(error, AddressError):
         return INVALID_HOST
+    if isinstance(error, HttpMessageError):
+        return malformed_response(error) if error.in_response else malformed_request(error)
     return INTERNAL_ERROR
 
 
-def malformed_request(error: MessageError) -> Reply:
+def _no_tunnel(error: TunnelError) -> Reply:
+    """What a client is told if the proxy on the way is the trouble; never its 407."""
+    if isinstance(error, TunnelTimeout):
+        return _UPSTREAM_PROXY_TIMEOUT
+    if isinstance(error, TunnelReplyMalformed):
+        return _UPSTREAM_PROXY_MALFORMED
+    known = (
+        UPSTREAM_PROXY_REFUSED if isinstance(error, TunnelUnauthorized) else _UPSTREAM_PROXY_DENIED
+    )
+    return replace(known, received_status=error.status)
+
+
+def malformed_request(error: HttpMessageError) -> Reply:
     """What a client is told whose request has no meaning that all would agree on.
 
     The connection is closed after it: where the next request begins, nobody can say.
@@ -415,13 +456,13 @@ def malformed_request(error: MessageError) -> Reply:
     return Reply(status, token, reason, f"{text} ({reason})", closes=True)
 
 
-def malformed_response(error: MessageError) -> Reply:
+def malformed_response(error: HttpMessageError) -> Reply:
     """What a client is told whose server answered something that can't be passed on."""
-    if error.reason.name == "INCOMPLETE":
+    if error.reason is HttpMessageReason.INCOMPLETE:
         return RESPONSE_INCOMPLETE
     return Reply(
         502,
-        ProxyError.HTTP_PROTOCOL_ERROR,
+        _RESPONSE_ERRORS.get(error.reason, ProxyError.HTTP_PROTOCOL_ERROR),
         "response_malformed",
         f"the server's answer is not well-formed (http_{error.reason.value})",
         FlowEnd.PROTOCOL_ERROR,
@@ -453,11 +494,14 @@ def render(
         to be closed after it.
     """
     body = f"sidecar: {_foreign('?', reply.text)}\n".encode("ascii")
+    status = reply.received_status
+    received = "" if status is None else f"; received-status={status:d}"
     date = _http_date(int(time.time() if now is None else now))
     head_text = (
         f"HTTP/1.1 {reply.status} {_phrase(reply.status)}\r\n"
         f"Date: {date}\r\n"
-        f"Proxy-Status: sidecar; error={reply.error.value}; details={_quoted(reply.reason)}\r\n"
+        f"Proxy-Status: sidecar; error={reply.error.value}{received};"
+        f" details={_quoted(reply.reason)}\r\n"
         "Content-Type: text/plain; charset=us-ascii\r\n"
         "X-Content-Type-Options: nosniff\r\n"
         # 414 and 501 could be kept (RFC 9110 §15.1), as if the server had said it.

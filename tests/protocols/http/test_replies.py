@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import httptools
@@ -23,6 +22,10 @@ from sidecar.errors import (
     ProxyLoopDetected,
     ResolverBusy,
     ResolveTimeout,
+    TunnelRefused,
+    TunnelReplyMalformed,
+    TunnelTimeout,
+    TunnelUnauthorized,
     VerificationError,
     VerificationImpossible,
 )
@@ -39,6 +42,7 @@ from sidecar.protocols.http.replies import (
     reply_to,
     reply_to_end,
 )
+from sidecar.wire.http1.errors import HttpMessageError, HttpMessageReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,22 +73,6 @@ class Parsed:
     def on_message_complete(self) -> None:
         self.whole = True
         self.keep_alive = self._parser.should_keep_alive()
-
-
-class Reason(Enum):
-    """As sidecar.wire's reasons."""
-
-    FIELD_NAME = "field_name"
-    INCOMPLETE = "incomplete"
-
-
-class Malformed(Exception):
-    """As sidecar.wire's error."""
-
-    def __init__(self, reason: Enum, status: int = 400) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
 
 
 def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -206,6 +194,10 @@ class TestErrors:
                 504,
                 "dns_timeout",
             ),
+            (TunnelTimeout(UPSTREAM, "x"), 504, "connection_timeout"),
+            (TunnelReplyMalformed(UPSTREAM, "x"), 502, "http_protocol_error"),
+            (TunnelRefused(UPSTREAM, "x", 403), 502, "destination_unavailable"),
+            (TunnelUnauthorized(UPSTREAM, "x", 407), 502, "proxy_configuration_error"),
             (AddressError(FOREIGN, "x"), 400, "http_request_error"),
             (ZeroDivisionError(), 500, "proxy_internal_error"),
         ],
@@ -263,20 +255,44 @@ class TestEnds:
 
 
 class TestMessages:
-    @pytest.mark.parametrize("status", [400, 414, 431, 501, 505])
-    def test_request(self, status: int) -> None:
+    @pytest.mark.parametrize("reason", HttpMessageReason)
+    def test_request(self, reason: HttpMessageReason) -> None:
         """A malformed request is answered with its status, and the connection closed."""
-        reply = malformed_request(Malformed(Reason.FIELD_NAME, status))
-        assert (status, "http_field_name", True) == (reply.status, reply.reason, reply.closes)
+        reply = reply_to(HttpMessageError(reason))
+        assert malformed_request(HttpMessageError(reason)) == reply
+        assert (reason.status, f"http_{reason.value}") == (reply.status, reply.reason)
+        assert reply.closes
         assert reply.denies
-        assert b"(http_field_name)\n" in render(reply)
+        assert f"(http_{reason.value})\n".encode() in render(reply)
 
-    def test_response(self) -> None:
+    @pytest.mark.parametrize("reason", HttpMessageReason)
+    def test_response(self, reason: HttpMessageReason) -> None:
         """A malformed response is a 502, whatever status a request like it deserved."""
-        reply = malformed_response(Malformed(Reason.FIELD_NAME, 400))
-        assert (502, "http_protocol_error") == (reply.status, reply.error.value)
+        error = HttpMessageError(reason, in_response=True)
+        reply = reply_to(error)
+        assert malformed_response(error) == reply
+        assert (502, FlowEnd.PROTOCOL_ERROR, False) == (reply.status, reply.end, reply.denies)
 
-    def test_response_incomplete(self) -> None:
-        """So is one that ends too early, with its own token."""
-        reply = malformed_response(Malformed(Reason.INCOMPLETE))
-        assert (502, "http_response_incomplete") == (reply.status, reply.error.value)
+    @pytest.mark.parametrize(
+        ("reason", "token"),
+        [
+            (HttpMessageReason.INCOMPLETE, "http_response_incomplete"),
+            (HttpMessageReason.STATUS_LINE, "http_protocol_error"),
+            (HttpMessageReason.HEAD_TOO_LARGE, "http_response_header_section_size"),
+            (HttpMessageReason.CHUNK_SIZE, "http_response_transfer_coding"),
+        ],
+    )
+    def test_response_token(self, reason: HttpMessageReason, token: str) -> None:
+        """What was wrong with the response is said."""
+        assert token == reply_to(HttpMessageError(reason, in_response=True)).error.value
+
+
+class TestUpstreamProxy:
+    def test_received_status(self) -> None:
+        """What the proxy on the way answered is said."""
+        found = Parsed(render(reply_to(TunnelRefused(UPSTREAM, "x", 403))))
+        assert 502 == found.status
+        assert (
+            "sidecar; error=destination_unavailable; received-status=403;"
+            ' details="destination_unroutable"'
+        ) == found.fields["Proxy-Status"]
