@@ -1,0 +1,144 @@
+"""What of a request is sent on, and when is it not sent on at all? (RFC 9110 §7.6)"""
+
+from __future__ import annotations
+
+import re
+from os import urandom
+from typing import TYPE_CHECKING
+
+from sidecar.protocols.http.replies import ProxyError, Reply
+from sidecar.protocols.http.routing import Refusal
+from sidecar.wire.http1.messages import Framing
+from sidecar.wire.http1.writing import forwardable, received_by, request_head, response_head
+
+if TYPE_CHECKING:
+    from sidecar.protocols.http.routing import Place
+    from sidecar.upstream_proxy import UpstreamProxy
+    from sidecar.wire.http1.messages import Fields, RequestHead
+
+__all__ = ["Pseudonym", "hops_left", "own_answer", "request", "upgradable"]
+
+_TRACE = b"TRACE"
+_OPTIONS = b"OPTIONS"
+_MAX_FORWARDS = b"max-forwards"
+_COUNTED = frozenset({_TRACE, _OPTIONS})
+_is_count = re.compile(rb"[0-9]{1,9}").fullmatch
+# What would carry requests that nobody judges, or hide whom they are for.
+_opaque = re.compile(rb"(?:\A|,)[ \t]*(?:h2|http|tls)", re.IGNORECASE).search
+# What a request's own client need not read again, and others must not (RFC 9110 §9.3.8).
+_SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+_NO_COUNT = Reply(
+    400,
+    ProxyError.HTTP_REQUEST_ERROR,
+    "http_max_forwards",
+    "the request's Max-Forwards is no number",
+)
+
+
+class Pseudonym:
+    """What a proxy calls itself in Via: itself alone, so that others of its kind are none of it.
+
+    Attributes:
+        via: The line for messages received in HTTP/1.0, and in 1.1.
+    """
+
+    def __init__(self) -> None:
+        name = f"sidecar-{urandom(4).hex()}"
+        self._name = name.encode("ascii")
+        self.via = (f"1.0 {name}".encode("ascii"), f"1.1 {name}".encode("ascii"))
+
+    def in_fields(self, fields: Fields) -> bool:
+        """Whether a message has been here before."""
+        for name, value in fields:
+            # Nearly always there is no Via at all, or none of ours.
+            if len(name) == 3 and self._name in value:  # noqa: PLR2004 - Via's
+                return self._name in received_by(fields)
+        return False
+
+
+def hops_left(head: RequestHead) -> int | None:
+    """How far a request may still go (RFC 9110 §7.6.2); None for as far as it likes.
+
+    Raises:
+        Refusal: It says so in no way that could be read.
+    """
+    if head.method not in _COUNTED:
+        return None
+    values = [value for name, value in head.fields if name.lower() == _MAX_FORWARDS]
+    if not values:
+        return None
+    if len(values) > 1 or not _is_count(values[0]):
+        raise Refusal(_NO_COUNT)
+    return int(values[0])
+
+
+def own_answer(head: RequestHead, *, keep_alive: bool) -> bytes:
+    """Answer a request that may go no further: TRACE with itself, OPTIONS with nothing."""
+    body = b""
+    fields: Fields = []
+    if head.method == _TRACE:
+        lines = [b"%b %b HTTP/1.%d" % (head.method, head.target, head.minor_version)]
+        lines += [b": ".join(field) for field in head.fields if field[0].lower() not in _SECRET]
+        body = b"\r\n".join([*lines, b"\r\n"])
+        fields = [
+            (b"Content-Type", b"message/http"),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"Cache-Control", b"no-store"),
+        ]
+    connection = b"close"
+    if keep_alive:
+        connection = b"" if head.minor_version else b"keep-alive"
+    written = response_head(200, b"OK", fields, Framing.LENGTH, len(body), connection=connection)
+    return written + body
+
+
+def upgradable(head: RequestHead) -> bytes | None:
+    """The protocols that a request offers and that may be spoken through us; None for none."""
+    offered = head.upgrade
+    if offered is None or head.framing is not Framing.NONE or _opaque(offered):
+        return None
+    return offered
+
+
+def request(
+    head: RequestHead,
+    target: bytes,
+    place: Place,
+    via: tuple[bytes, bytes],
+    proxy: UpstreamProxy | None,
+) -> bytes:
+    """The head of a request as it is sent on.
+
+    Args:
+        head: As it was received.
+        target: In origin form.
+        place: Whom it was judged for.
+        via: As `Pseudonym.via`.
+        proxy: Who gets it; None for the origin.
+    """
+    fields = forwardable(head.fields, head.options)
+    if head.method in _COUNTED:
+        fields = [_one_hop_less(field) for field in fields]
+    if proxy is not None:
+        target = b"http://" + place.field + (b"" if target == b"*" else target)
+        if proxy.authorization is not None:
+            fields.append((b"Proxy-Authorization", proxy.authorization))
+    return request_head(
+        head.method,
+        target,
+        place.field,
+        fields,
+        head.framing,
+        head.length,
+        via=via[head.minor_version],
+        upgrade=None if head.upgrade is None else upgradable(head),
+        expect_continue=head.expect_continue,
+        trailers=head.trailers,
+    )
+
+
+def _one_hop_less(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    name, value = field
+    if name.lower() != _MAX_FORWARDS:
+        return field
+    return name, b"%d" % (int(value) - 1)

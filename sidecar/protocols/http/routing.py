@@ -1,0 +1,387 @@
+"""Whom is a request for, and may it go there?
+
+Text of the client's becomes a name or an address in `sidecar.addresses` only; a name is
+resolved here, once, and what is dialled is an answer that the policy has judged.
+
+    Forward         to a proxy: the request's target says whom it is for
+    Named           to a listener that goes by names: Host says it, the port is fixed
+    Intercepted     on its way elsewhere: Host must be allowed there, and verified
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
+from typing import Protocol as Typed
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from sidecar.addresses import Authority, SocketAddress, parse_authority
+from sidecar.flow import DestinationSource, HostSource, ListenerKind, Protocol
+from sidecar.names.verifying import MOST_ADDRESSES, acceptable_answers
+from sidecar.policy import Default, Outcome, Reason
+from sidecar.protocols.http import replies
+from sidecar.wire.http1.messages import HttpMessageError, HttpMessageReason
+from sidecar.wire.http1.targets import TargetForm, parse_target
+
+if TYPE_CHECKING:
+    from sidecar.flow import Flow
+    from sidecar.names.resolving import INameResolver
+    from sidecar.names.verifying import Addresses
+    from sidecar.policy import Decision, Policy
+    from sidecar.protocols.http.replies import Reply
+    from sidecar.protocols.judge import Judge
+    from sidecar.wire.http1.messages import RequestHead
+
+__all__ = ["Forward", "Intercepted", "Named", "Place", "Refusal", "Routing"]
+
+# Seconds for which what was decided of a name holds: the resolver's own answers are older.
+# A policy that is replaced is felt at once.
+_KEPT_SECONDS = 1.0
+# Places, of half a kilobyte each. Clients that ask for more drive out others'.
+_KEPT_PLACES = 1024
+
+_HTTP_PORT = 80
+_UNSPECIFIED = "::"
+_CONNECT = b"CONNECT"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Whom a request names.
+
+    Attributes:
+        host: The name; None where it is an address.
+        address: The address, with the port; None where it is a name.
+        authority: Either, as the configuration names it.
+        field: The same, canonical, as Host has it: without the default port.
+    """
+
+    host: str | None
+    address: SocketAddress | None
+    authority: Authority
+    field: bytes
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, no error
+    """A request that goes nowhere.
+
+    Attributes:
+        reply: What the client is told.
+        rule: The rule that decided, with its place; None if none did.
+    """
+
+    def __init__(self, reply: Reply, rule: str | None = None) -> None:
+        super().__init__(reply, rule)
+        self.reply = reply
+        self.rule = rule
+
+    @classmethod
+    def of(cls, decision: Decision) -> Refusal:
+        """What the policy's denial is to the client."""
+        reply = replies.denied(decision.reason.value, decision.hint)
+        return cls(reply, decision.rule_with_place)
+
+
+@lru_cache(maxsize=_KEPT_PLACES)
+def place_of(authority: bytes, default_port: int | None = _HTTP_PORT) -> Place:
+    """Read an authority.
+
+    Raises:
+        AddressError: It is none.
+    """
+    parsed = parse_authority(authority, default_port)
+    text = str(parsed)
+    if parsed.port == default_port:
+        text = text.removesuffix(f":{parsed.port}")
+    field = text.encode("ascii")
+    if isinstance(parsed.host, str):
+        return Place(parsed.host, None, parsed, field)
+    return Place(None, SocketAddress(str(parsed.host), parsed.port), parsed, field)
+
+
+class Routing(Typed):
+    """How requests find their way."""
+
+    @property
+    def kind(self) -> ListenerKind:
+        """What they are logged as."""
+
+    def place(self, head: RequestHead) -> tuple[Place, bytes]:
+        """Read whom a request is for.
+
+        Returns:
+            That, and its target in origin form, or asterisk form; empty for a tunnel.
+
+        Raises:
+            Refusal: It is for nobody here.
+            AddressError: It names no host.
+            HttpMessageError: Its target is none.
+        """
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """Decide, and find out what to dial.
+
+        Args:
+            flow: Gains host, destination, reason and rule.
+            place: From `place`.
+
+        Returns:
+            The addresses, or a Deferred that may fail with `Refusal` or a
+            `VerificationError`. Cancelling it gives up.
+
+        Raises:
+            Refusal: The policy denies it.
+        """
+
+
+class _Found(NamedTuple):
+    """What was decided of a place."""
+
+    policy: Policy
+    until: float
+    addresses: Addresses
+    reason: str
+    rule: str | None
+
+
+class _ByName:
+    """Goes where a name, or an address, says.
+
+    Args:
+        judge: Whose policy is asked; it may be replaced at any time.
+        resolver: Asked for the names.
+    """
+
+    def __init__(self, judge: Judge, resolver: INameResolver) -> None:
+        self._judge = judge
+        self._resolver = resolver
+        self._found: dict[Place, _Found] = {}
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """As `Routing.find`."""
+        flow.names_known = True
+        flow.host = host = place.host
+        policy = self._judge.policy
+        found = self._found.get(place)
+        if found is not None and found.policy is policy and found.until >= flow.started_monotonic:
+            flow.reason = found.reason
+            flow.rule = found.rule
+            flow.destination = found.addresses[0]
+            return found.addresses
+        if host is None:
+            assert place.address is not None  # noqa: S101 - the one or the other
+            return self._resolved((place.address,), flow, place, policy)
+        port = place.authority.port
+        # What no address could make allowed isn't even looked up.
+        decision = policy.judge_name(host, port)
+        if decision.outcome is Outcome.DENY:
+            raise Refusal.of(decision)
+        answers = acceptable_answers(
+            self._resolver,
+            host,
+            SocketAddress(_UNSPECIFIED, port),
+            partial(policy.accepts_address, flow),
+        )
+        if isinstance(answers, Deferred):
+            return answers.addCallback(self._resolved, flow, place, policy)
+        return self._resolved(answers, flow, place, policy)
+
+    def _resolved(self, answers: Addresses, flow: Flow, place: Place, policy: Policy) -> Addresses:
+        addresses = answers[:MOST_ADDRESSES]
+        flow.destination = addresses[0]
+        decision = policy.decide(flow)
+        _take(decision, flow)
+        if len(self._found) >= _KEPT_PLACES:
+            self._found.clear()
+        until = time.monotonic() + _KEPT_SECONDS
+        self._found[place] = _Found(policy, until, addresses, flow.reason, flow.rule)
+        return addresses
+
+
+class Forward(_ByName):
+    """Requests to a proxy: whom they are for is in their targets."""
+
+    kind = ListenerKind.HTTP_PROXY
+
+    def place(self, head: RequestHead) -> tuple[Place, bytes]:
+        """As `Routing.place`."""
+        target = parse_target(head.method, head.target)
+        if target.form is TargetForm.ABSOLUTE:
+            if target.scheme != b"http":
+                raise Refusal(_unsupported(target.scheme))
+            return place_of(target.authority), target.origin
+        if target.form is TargetForm.AUTHORITY:
+            return place_of(target.authority, None), b""
+        raise Refusal(replies.NOT_FOR_A_PROXY)
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """As `Routing.find`."""
+        flow.destination_from = DestinationSource.REQUEST
+        if place.host is not None:
+            flow.host_from = HostSource.HOST
+        return super().find(flow, place)
+
+    def open(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses] | None:
+        """As `find`, for a tunnel.
+
+        Returns:
+            None where only the name that the client is going to say inside can tell.
+        """
+        flow.protocol = Protocol.TCP
+        flow.destination_from = DestinationSource.CONNECT
+        if place.address is None:
+            flow.host_from = HostSource.CONNECT
+            return super().find(flow, place)
+        flow.destination = place.address
+        decision = self._judge.policy.decide(flow)
+        if decision.outcome is Outcome.NEED_MORE:
+            return None
+        _take(decision, flow)
+        # No name inside could change that.
+        flow.names_known = True
+        return (place.address,)
+
+    def pass_on(self, flow: Flow, place: Place) -> None:
+        """Decide by what is asked for alone: the next proxy is going to resolve it.
+
+        Raises:
+            Refusal: The policy denies it.
+        """
+        policy = self._judge.policy
+        flow.names_known = True
+        if flow.method == _CONNECT:
+            flow.protocol = Protocol.TCP
+            flow.destination_from = DestinationSource.CONNECT
+        else:
+            flow.destination_from = DestinationSource.REQUEST
+        if place.address is not None:
+            flow.destination = place.address
+            _take(policy.decide(flow), flow)
+            return
+        assert place.host is not None  # noqa: S101 - the one or the other
+        flow.host = place.host
+        flow.host_from = HostSource.CONNECT if flow.method == _CONNECT else HostSource.HOST
+        decision = policy.judge_name(place.host, place.authority.port)
+        if decision.outcome is not Outcome.NEED_MORE:
+            _take(decision, flow)
+        elif decision.rule is not None:
+            flow.reason = Reason.RULE.value
+            flow.rule = decision.rule_with_place
+        elif policy.default is Default.DENY:
+            # Only a rule for its address could allow it, and nobody here knows that.
+            raise Refusal(replies.denied(Reason.DEFAULT.value, str(place.authority)))
+
+
+class _ByHost:
+    """Requests as origin servers get them: whom they are for is in Host.
+
+    Args:
+        kind: What they are logged as.
+        port: Where they go, whatever Host says.
+    """
+
+    def __init__(self, kind: ListenerKind, port: int) -> None:
+        self.kind = kind
+        self._port = port
+
+    def place(self, head: RequestHead) -> tuple[Place, bytes]:
+        """As `Routing.place`."""
+        target = parse_target(head.method, head.target)
+        if target.form is TargetForm.AUTHORITY:
+            raise HttpMessageError(HttpMessageReason.TARGET)
+        named = head.host
+        if target.form is TargetForm.ABSOLUTE:
+            # RFC 9112 §3.2.2: it wins, and is what servers look at.
+            if target.scheme != b"http":
+                raise Refusal(_unsupported(target.scheme))
+            named = target.authority
+        if named is None:
+            raise Refusal(replies.denied(Reason.NO_NAME.value))
+        # The field keeps the port that it has; what is dialled is ours to say.
+        place = place_of(named)
+        host, port = place.authority.host, self._port
+        address = None if place.address is None else SocketAddress(place.address.host, port)
+        return Place(place.host, address, Authority(host, port), place.field), target.origin
+
+
+class Named(_ByHost):
+    """Requests that go to the name in Host, at the listener's port.
+
+    Args:
+        judge, resolver: As `Forward`.
+        port: The listener's.
+    """
+
+    def __init__(self, judge: Judge, resolver: INameResolver, port: int) -> None:
+        super().__init__(ListenerKind.SNI_PROXY, port)
+        self._names = _ByName(judge, resolver)
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """As `Routing.find`."""
+        if place.host is None:
+            raise Refusal(replies.denied(Reason.NO_NAME.value))
+        flow.host_from = HostSource.HOST
+        return self._names.find(flow, place)
+
+
+class Intercepted(_ByHost):
+    """Requests that were going somewhere: Host must be allowed there, and verified.
+
+    Args:
+        judge: As `Forward`; its verifier is asked as well.
+        kind: What they are logged as.
+        destination: Where they were going.
+        found_by: Who said so.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        kind: ListenerKind,
+        destination: SocketAddress,
+        found_by: DestinationSource | None,
+    ) -> None:
+        super().__init__(kind, destination.port)
+        self._judge = judge
+        self._destination = destination
+        self._found_by = found_by
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """As `Routing.find`."""
+        destination, judge = self._destination, self._judge
+        flow.destination = destination
+        flow.destination_from = self._found_by
+        flow.names_known = True
+        flow.host = place.host
+        if place.host is not None:
+            flow.host_from = HostSource.HOST
+        policy = judge.policy
+        decision = policy.decide(flow)
+        _take(decision, flow)
+        if not decision.by_name or place.host is None:
+            return (destination,)
+        acceptable = partial(policy.accepts_address, flow)
+        found: Addresses | Deferred[Addresses] = judge.verifier.verify(
+            place.host, destination, acceptable
+        )
+        return found
+
+
+def _take(decision: Decision, flow: Flow) -> None:
+    """Take an answer down.
+
+    Raises:
+        Refusal: It is a denial.
+    """
+    if decision.outcome is not Outcome.ALLOW:
+        raise Refusal.of(decision)
+    flow.reason = decision.reason.value
+    flow.rule = decision.rule_with_place
+
+
+def _unsupported(scheme: bytes) -> Reply:
+    if scheme == b"https":
+        return replies.HTTPS_UNSUPPORTED
+    return replies.FTP_UNSUPPORTED if scheme == b"ftp" else replies.SCHEME_UNSUPPORTED
