@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
-    from sidecar.addresses import Authority, IPAddress
+    from sidecar.addresses import Authority
     from sidecar.dialing import Dial
     from sidecar.names.resolving import INameResolver
     from sidecar.runtime import Runtime
@@ -46,7 +46,8 @@ _ADDRESSES = 4
 # Bytes looked at at a time; replies to CONNECT have a hundred or two.
 _PEEK = 4096
 _BLANK_LINE = b"\r\n\r\n"
-_UNAUTHORIZED = 407
+# RFC 9110 §15.5.8; and what tinyproxy answers to wrong credentials.
+_UNAUTHORIZED = frozenset({407, 401})
 
 
 def reach_proxy(
@@ -102,9 +103,9 @@ def refusal(authority: str, proxy: str, status: int, *, with_credentials: bool) 
         status: What the proxy answered.
         with_credentials: Whether it was given any.
     """
-    if status == _UNAUTHORIZED:
+    if status in _UNAUTHORIZED:
         wants = "does not accept the credentials" if with_credentials else "wants credentials"
-        return TunnelUnauthorized(authority, f"the proxy {proxy} {wants} (407)", status)
+        return TunnelUnauthorized(authority, f"the proxy {proxy} {wants} ({status})", status)
     return TunnelRefused(authority, f"the proxy {proxy} answered {status}", status)
 
 
@@ -133,12 +134,12 @@ class Reaching:
         self._authority = authority
         self._done = done
         self._left: list[SocketAddress] = []
-        self._attempt: Dial | _Asking | Deferred[tuple[IPAddress, ...]] | None = None
+        self._attempt: Dial | _Asking | Deferred[tuple[str, ...]] | None = None
         self.pending = True
         if not isinstance(proxy.host, str):
             self._dial(SocketAddress(str(proxy.host), proxy.port))
             return
-        resolving: Deferred[tuple[IPAddress, ...]] = resolver.resolve(proxy.host)
+        resolving: Deferred[tuple[str, ...]] = resolver.resolve(proxy.host)
         self._attempt = resolving
         resolving.addCallbacks(self._resolved, self._not_resolved)
         resolving.addErrback(self._bug)
@@ -157,9 +158,9 @@ class Reaching:
 
     # The name
 
-    def _resolved(self, addresses: tuple[IPAddress, ...]) -> None:
+    def _resolved(self, addresses: tuple[str, ...]) -> None:
         port = self._proxy.port
-        first, *self._left = [SocketAddress(str(each), port) for each in addresses[:_ADDRESSES]]
+        first, *self._left = [SocketAddress(host, port) for host in addresses[:_ADDRESSES]]
         self._dial(first)
 
     def _not_resolved(self, failure: Failure) -> None:

@@ -336,6 +336,7 @@ class TestFailed:
             (b"HTTP/1.1 502 \r\nContent-Length: 9\r\n\r\n", TunnelRefused, 502, "answered 502"),
             (b"HTTP/1.1 101 Switching\r\n\r\n", TunnelRefused, 101, "answered 101"),
             (b"HTTP/1.1 407 Who?\r\n\r\n", TunnelUnauthorized, 407, "wants credentials"),
+            (b"HTTP/1.1 401 Who?\r\n\r\n", TunnelUnauthorized, 401, "wants credentials"),
             (b"SSH-2.0-OpenSSH\r\n", TunnelReplyMalformed, None, "no HTTP/1 response"),
             (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000, TunnelReplyMalformed, None, "no HTTP/1"),
         ],

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,7 +34,6 @@ from sidecar.upstream_proxy import UpstreamProxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.addresses import IPAddress
     from sidecar.protocols.through import Reaching
 
 AUTHORITY = parse_authority("h.example:443")
@@ -54,10 +52,13 @@ class Names:
     """Answers what it is told to, when it is told to."""
 
     def __init__(self) -> None:
-        self.answer: Deferred[tuple[IPAddress, ...]] = Deferred()
+        self.answer: Deferred[tuple[str, ...]] = Deferred()
         self.asked: list[str] = []
 
-    def resolve(self, host: str) -> Deferred[tuple[IPAddress, ...]]:
+    def recent(self, host: str) -> tuple[str, ...] | None:
+        return None
+
+    def resolve(self, host: str) -> Deferred[tuple[str, ...]]:
         self.asked.append(host)
         return self.answer
 
@@ -211,14 +212,14 @@ class TestOpened:
         """A proxy's name is resolved; its addresses are tried in turn."""
         stage.through(f"http://Proxy.example:{stage.address.port}")
         assert ["proxy.example"] == stage.names.asked
-        stage.names.answer.callback((ip_address("127.0.0.77"), ip_address("127.0.0.1")))
+        stage.names.answer.callback(("127.0.0.77", "127.0.0.1"))
         stage.asked().say(OPENED)
         assert stage.sock
         assert [stage.address] == stage.addresses
 
     def test_known_name(self, stage: Stage) -> None:
         """One that is known already takes no turn more."""
-        stage.names.answer = succeed((ip_address("127.0.0.1"),))
+        stage.names.answer = succeed(("127.0.0.1",))
         stage.through(f"http://proxy.example:{stage.address.port}")
         stage.asked().say(OPENED)
         assert stage.sock
@@ -233,7 +234,7 @@ class TestProxyItself:
 
     def test_name(self, stage: Stage) -> None:
         """Likewise by name."""
-        stage.names.answer = succeed((ip_address("127.0.0.1"),))
+        stage.names.answer = succeed(("127.0.0.1",))
         assert stage.to_proxy(f"http://proxy.example:{stage.address.port}") is None
         assert stage.sock
 
@@ -245,6 +246,7 @@ class TestFailed:
             (b"HTTP/1.1 403 Forbidden\r\n\r\n", TunnelRefused, 403, "answered 403"),
             (b"HTTP/1.1 101 Switching\r\n\r\n", TunnelRefused, 101, "answered 101"),
             (b"HTTP/1.1 407 Who?\r\n\r\n", TunnelUnauthorized, 407, "wants credentials"),
+            (b"HTTP/1.1 401 Who?\r\n\r\n", TunnelUnauthorized, 401, "wants credentials"),
             (b"SSH-2.0-OpenSSH\r\n\r\n", TunnelReplyMalformed, None, "no HTTP/1 response"),
             (b"HTTP/1.1 200 OK\n\nSSH-2.0-x\r\n\r\n", TunnelReplyMalformed, None, "no HTTP/1"),
             (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000, TunnelReplyMalformed, None, "no HTTP/1"),
@@ -298,7 +300,7 @@ class TestFailed:
 
     def test_few_addresses(self, stage: Stage) -> None:
         """A name with hundreds of dead addresses is given up after a few."""
-        many = tuple(ip_address(f"127.0.1.{n}") for n in range(1, 100))
+        many = tuple(f"127.0.1.{n}" for n in range(1, 100))
         stage.names.answer = succeed(many)
         stage.through(f"http://proxy.example:{stage.address.port}")
         assert isinstance(stage.error, ConnectionRefused)
@@ -356,7 +358,7 @@ class TestLoops:
     def test_ourselves_by_name(self, stage: Stage) -> None:
         """So is one whose name leads here, whichever other addresses it has."""
         stage.runtime.guard.add_listener(stage.address)
-        stage.names.answer = succeed((ip_address("127.0.0.1"), ip_address("127.0.0.2")))
+        stage.names.answer = succeed(("127.0.0.1", "127.0.0.2"))
         stage.through(f"http://proxy.example:{stage.address.port}")
         assert isinstance(stage.error, ProxyLoopDetected)
 
@@ -380,7 +382,7 @@ class TestBugs:
             stage.outcomes.append(outcome)
             raise ZeroDivisionError
 
-        stage.names.answer = succeed((ip_address("127.0.0.1"),))
+        stage.names.answer = succeed(("127.0.0.1",))
         url = f"http://proxy.example:{stage.address.port}"
         reach_proxy(stage.runtime, stage.names, UpstreamProxy.parse(url), buggy)
         assert stage.sock
