@@ -239,7 +239,7 @@ class TunnelRefused(TunnelError):
 
 
 class TunnelUnauthorized(TunnelRefused):
-    """The proxy wants credentials, or others than it was given (407)."""
+    """The proxy wants credentials, or others than it was given (407; tinyproxy: 401)."""
 
 
 class VerificationError(SidecarError):

@@ -137,6 +137,7 @@ PYTHON = [
         "",
     ),
     ("docs/howto/twisted-program.md", "dialled", "", "who am I?\nyou are 203.0.113.9\n"),
+    ("docs/howto/twisted-program.md", "tunnelled", "", "from time.example:13: it is late\n"),
     ("docs/reference/rules.md", "finished", "", ""),
 ]
 
@@ -268,10 +269,13 @@ def rows(document: str, heading: str | None = None) -> list[list[str]]:
 class TestTwistd:
     def test_every_flag(self) -> None:
         """The table has all flags that there are, and no others."""
-        methods = {f"--{name[4:]}" for name in dir(Options) if name.startswith("opt_")}
+        methods = {
+            f"--{name[4:]}".replace("_", "-") for name in dir(Options) if name.startswith("opt_")
+        }
         there = {
             *(f"--{row[0]}" for row in Options.optParameters),
             *(f"-{row[1]}" for row in Options.optParameters if row[1]),
+            *(f"--{row[0]}" for row in Options.optFlags),
             *methods,
         }
         named = {
@@ -287,6 +291,8 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "## `[inbound_source]`": config.InboundSource,
     "## `[limits]`": config.Limits,
     "## `[policy]`": config.PolicyConfig,
+    "## `[http]`": config.HttpConfig,
+    "## `[http.limits]`": config.HttpLimits,
     "## `[[forward]]`": config.Forward,
 }
 
@@ -316,15 +322,22 @@ class TestConfiguration:
         expected = {
             field.name: written(field)
             for field in msgspec.structs.fields(kind)
-            if field.name not in {"forward", "inbound_source", "limits", "policy"}
+            if field.name not in {"forward", "http", "inbound_source", "limits", "policy"}
         }
         found = rows("docs/reference/configuration.md", heading)
         assert expected == {key: default for key, _, default, _ in found}
 
-    @pytest.mark.parametrize("bound", ["3600", "31536000", "10000000", "32767", "1024"])
+    @pytest.mark.parametrize(
+        "bound",
+        ["3600", "31536000", "10000000", "32767", "1024", "1048576", "65536", "9007199254740992"],
+    )
     def test_bounds(self, bound: str) -> None:
         """The bounds that the code has are in the text."""
-        assert bound in repr([f.type for f in msgspec.structs.fields(config.Limits)])
+        fields = [
+            *msgspec.structs.fields(config.Limits),
+            *msgspec.structs.fields(config.HttpLimits),
+        ]
+        assert bound in repr([field.type for field in fields])
         assert bound in read("docs/reference/configuration.md")
 
 
@@ -412,6 +425,7 @@ class TestReference:
         text = read("docs/reference/endpoints.md")
         assert f"\n    {endpoint_strings._SERVER_FORM}\n" in text
         assert f"\n    {endpoint_strings._CLIENT_FORM}\n" in text
+        assert f"\n    {endpoint_strings._CONNECT_FORM}\n" in text
 
     def test_layout(self) -> None:
         """The design names every module and package that is there."""
