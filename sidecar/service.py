@@ -25,10 +25,13 @@ from sidecar.names.reactor import install
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.verifying import Certificate, Off, Redial, Verifier
 from sidecar.observe.several import Observers
+from sidecar.protocols.http.auth import make_authenticator
+from sidecar.protocols.http.factory import HTTPProxyFactory
 from sidecar.protocols.judging import Judge
 from sidecar.protocols.sni import SNIProxyFactory
 from sidecar.protocols.tcp import StaticRelayFactory, TransparentRelayFactory
 from sidecar.runtime import Runtime
+from sidecar.upstream_proxy import UpstreamProxy
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from sidecar.interfaces import IRelayReactor
     from sidecar.observe.access_log import AccessLog
+    from sidecar.protocols.http.auth import Authenticator
 
 __all__ = ["SidecarService", "fail", "trusted"]
 
@@ -79,6 +83,7 @@ class SidecarService(service.Service):
         self._runtime: Runtime | None = None
         self._resolver: SystemResolver | None = None
         self._uninstall: Callable[[], None] | None = None
+        self._authenticator: Authenticator | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -127,9 +132,31 @@ class SidecarService(service.Service):
             )
         if config.sni_proxy is not None:
             self._listen(runtime, config.sni_proxy, SNIProxyFactory(runtime, judge, resolver))
+        if config.http_proxy is not None:
+            self._listen(runtime, config.http_proxy, self._http_proxy(runtime, judge, resolver))
         for forward in config.forward:
             upstream = parse_upstream(self._reactor, forward.connect)
             self._listen(runtime, forward.listen, StaticRelayFactory(runtime, upstream))
+
+    def _http_proxy(
+        self, runtime: Runtime, judge: Judge, resolver: SystemResolver
+    ) -> HTTPProxyFactory:
+        http = self._config.http
+        if http.auth:
+            self._authenticator = make_authenticator(
+                http.auth, runtime.reactor, runtime.reactor, realm=http.realm
+            )
+        upstream = None
+        if http.upstream_proxy is not None:
+            upstream = UpstreamProxy.parse(http.upstream_proxy, ",".join(http.no_proxy))
+        return HTTPProxyFactory(
+            runtime,
+            judge,
+            resolver,
+            authenticator=self._authenticator,
+            upstream_proxy=upstream,
+            limits=http.limits,
+        )
 
     def _observer(self) -> IFlowObserver | None:
         observers: list[IFlowObserver] = [] if self._log is None else [self._log]
@@ -170,6 +197,9 @@ class SidecarService(service.Service):
         """
         if self._judge is None or self._runtime is None or self._resolver is None:
             return
+        if self._authenticator is not None:
+            # Whose password was taken away is to be out now, not in a minute.
+            self._authenticator.forget()
         try:
             config = self._load()
             steps = find_plugins(IDecisionStep, config.policy.steps)
@@ -216,6 +246,9 @@ class SidecarService(service.Service):
         if self._resolver is not None:
             self._resolver.close()
             self._resolver = None
+        if self._authenticator is not None:
+            self._authenticator.close()
+            self._authenticator = None
         for prober in self._probers:
             prober.close()
         self._probers.clear()
