@@ -77,8 +77,8 @@ def tunnelled(process: subprocess.Popen[str]) -> str:
     """Be asked for a tunnel, as a proxy, and have the server speak at once."""
 
     def answer(asked: bytes, _: tuple[str, int]) -> bytes:
-        method, authority, *_ = asked.split()
-        assert method == b"CONNECT"
+        method, authority, *rest = asked.split()
+        assert method == b"CONNECT", rest
         return b"HTTP/1.1 200 OK\r\n\r\nfrom " + authority + b": it is late\n"
 
     with serve(3128, answer):
