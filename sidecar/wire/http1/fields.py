@@ -1,39 +1,60 @@
 """The fields that a screened section consists of.
 
-llhttp takes them apart, from behind a request line of ours: what it makes of methods and
-targets differs with its version. It must come to as many fields as there are lines, so
-that two parsers agree on each message that is forwarded. Its own checks of framing come
-after ours, which tell their reasons in a stable way; so it refuses only what we overlooked.
+llhttp takes them apart, from behind a status line of ours: what it makes of methods, of
+targets and of what follows a head differs with its version, and nothing of that is
+asked of it. It must come to as many fields as there are lines, so that two parsers agree
+on each message that is forwarded. Where it refuses a section, our own rules are to say
+why, in their stable way; so `split_fields_alone`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-
-from sidecar.wire.http1.errors import HttpMessageError, HttpMessageReason
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 if TYPE_CHECKING:
     from sidecar.wire.http1.messages import Fields
 
 __all__ = ["split_fields", "split_fields_alone"]
 
-_START = b"GET / HTTP/1.1\r\n"
+# To 304 nothing belongs but its head, whatever that says (RFC 9112 §6.3): so llhttp is
+# ready for the next one at once.
+_START = b"HTTP/1.1 304 \r\n"
 _END = b"\r\n"
 _BLANKS = b" \t"
+_MAX_SPARE = 4
 
 
-class _Sink:
-    """Where llhttp puts fields."""
+class _Splitter:
+    """llhttp, and where it puts fields."""
 
-    __slots__ = ("fields",)
+    __slots__ = ("feed", "fields")
 
     def __init__(self) -> None:
         self.fields: Fields = []
+        parser = HttpResponseParser(_Callbacks(self.fields))
+        # Each section is a message of its own; no connection is closed.
+        parser.set_dangerous_leniencies(lenient_keep_alive=True)
+        self.feed = parser.feed_data
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+
+class _Callbacks:
+    """What llhttp calls."""
+
+    __slots__ = ("on_header",)
+
+    def __init__(self, fields: Fields) -> None:
+        append = fields.append
+
+        def on_header(name: bytes, value: bytes) -> None:
+            append((name, value))
+
+        self.on_header = on_header
+
+
+# Splitters that are not in use. Making one costs as much as using it twice.
+_spare: list[_Splitter] = []
 
 
 def split_fields(section: bytes) -> Fields | None:
@@ -45,19 +66,25 @@ def split_fields(section: bytes) -> Fields | None:
     Returns:
         The fields; None if llhttp refuses the section or sees another number of them.
     """
-    sink = _Sink()
+    splitter = _spare.pop() if _spare else _Splitter()
+    fields = splitter.fields
     try:
-        HttpRequestParser(sink).feed_data(_START + section + _END)
+        splitter.feed(_START + section + _END)
     except HttpParserUpgrade:
-        pass
+        found = fields
     except HttpParserError:
         return None
-    fields = sink.fields
-    if len(fields) != section.count(b"\n"):
+    else:
+        found = fields.copy()
+        fields.clear()
+        if len(_spare) < _MAX_SPARE:
+            _spare.append(splitter)
+    if len(found) != section.count(b"\n"):
         return None
-    if b" \r" in section or b"\t\r" in section:  # llhttp strips what is before a value only
-        return [(name, value.rstrip(_BLANKS)) for name, value in fields]
-    return fields
+    # llhttp strips what is before a value only.
+    if section.find(b" \r") >= 0 or section.find(b"\t\r") >= 0:
+        return [(name, value.rstrip(_BLANKS)) for name, value in found]
+    return found
 
 
 def split_fields_alone(section: bytes) -> Fields:
@@ -67,8 +94,3 @@ def split_fields_alone(section: bytes) -> Fields:
         name, _, value = line.partition(b":")
         fields.append((name, value.strip(_BLANKS)))
     return fields
-
-
-def refused() -> HttpMessageError:
-    """Return the error for a section that llhttp refuses and we do not."""
-    return HttpMessageError(HttpMessageReason.FIELDS)

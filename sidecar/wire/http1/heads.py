@@ -1,4 +1,4 @@
-"""What a whole head says: RFC 9112 §6.3 for its body, RFC 9110 §7.6 and §7.8 for its connection."""
+"""What a whole head says: RFC 9112 §6.3 for its body, RFC 9110 §7.6, §7.8 for its connection."""
 
 from __future__ import annotations
 
@@ -75,17 +75,13 @@ def _request(method: bytes, target: bytes, minor_version: int, fields: Fields) -
         if length or framing is Framing.CHUNKED:
             raise HttpMessageError(HttpMessageReason.CONNECT_CONTENT)
         framing = Framing.NONE
-    options = _options(known.get(b"connection"))
-    proxy_options = _options(known.get(b"proxy-connection"))
-    if minor_version:
-        keep_alive = b"close" not in options and b"close" not in proxy_options
-        expect = known.get(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            raise HttpMessageError(HttpMessageReason.EXPECTATION)
-    else:
-        either = options | proxy_options
-        keep_alive = b"keep-alive" in either and b"close" not in either
-        expect = None
+    options = either = _options(known.get(b"connection"))
+    if b"proxy-connection" in known:
+        either = options | _options(known[b"proxy-connection"])
+    keep_alive = b"close" not in either and (minor_version > 0 or b"keep-alive" in either)
+    expect = known.get(b"expect") if minor_version else None
+    if expect is not None and expect.lower() != b"100-continue":
+        raise HttpMessageError(HttpMessageReason.EXPECTATION)
     coding = known.get(b"te")
     return RequestHead(
         method,
@@ -98,7 +94,7 @@ def _request(method: bytes, target: bytes, minor_version: int, fields: Fields) -
         options,
         keep_alive,
         expect is not None,
-        _upgrade(known, minor_version, options),
+        known.get(b"upgrade") if minor_version and b"upgrade" in options else None,
         coding is not None and b"trailers" in _members(coding),
     )
 
@@ -155,7 +151,7 @@ def _response(
         content_length,
         options,
         keep_alive,
-        _upgrade(known, minor_version, options),
+        known.get(b"upgrade") if minor_version and b"upgrade" in options else None,
     )
 
 
@@ -229,10 +225,3 @@ def _options(value: bytes | None) -> frozenset[bytes]:
     if value is None:
         return _NO_OPTIONS
     return _USUAL_OPTIONS.get(value) or _members(value)
-
-
-def _upgrade(
-    known: dict[bytes, bytes], minor_version: int, options: frozenset[bytes]
-) -> bytes | None:
-    """Return the protocols offered, if that is meant for us (RFC 9110 §7.8)."""
-    return known.get(b"upgrade") if minor_version and b"upgrade" in options else None

@@ -38,7 +38,7 @@ class TargetForm(Enum):
     """The server as a whole: OPTIONS's."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each request
 class Target:
     """What a request target means.
 
@@ -76,7 +76,7 @@ def parse_target(method: bytes, target: bytes) -> Target:
             raise HttpMessageError(HttpMessageReason.TARGET)
         return Target(TargetForm.AUTHORITY, b"", target, b"")
     if target.startswith(b"/"):
-        if b"#" in target:
+        if target.find(b"#") >= 0:
             raise HttpMessageError(HttpMessageReason.TARGET)
         return Target(TargetForm.ORIGIN, b"", b"", target)
     absolute = _absolute(target)

@@ -28,6 +28,8 @@ __all__ = [
 LAST_CHUNK = b"0\r\n\r\n"
 """The end of a chunked body without trailers (RFC 9112 §7.1)."""
 
+_line = b": ".join
+
 # Hop by hop (RFC 9110 §7.6.1), or made anew by whoever writes the head. Proxy-Status
 # (RFC 9209) is what each proxy adds to, and stays. No server wants a `Proxy` from outside:
 # CGI makes HTTP_PROXY of it (CVE-2016-5385).
@@ -111,7 +113,7 @@ def request_head(
     """
     options = [connection] if connection else []
     lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (method, target, host)]
-    lines += [b": ".join(field) for field in fields]
+    lines += map(_line, fields)
     if expect_continue:
         lines.append(b"Expect: 100-continue")
     if trailers:
@@ -147,7 +149,7 @@ def response_head(
         upgrade: The protocol switched to.
     """
     lines = [b"HTTP/1.1 %d %b" % (status, reason)]
-    lines += [b": ".join(field) for field in fields]
+    lines += map(_line, fields)
     options = [connection] if connection else []
     return _end(lines, framing, length, via, options, upgrade)
 
