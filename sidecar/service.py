@@ -84,6 +84,7 @@ class SidecarService(service.Service):
         self._resolver: SystemResolver | None = None
         self._uninstall: Callable[[], None] | None = None
         self._authenticator: Authenticator | None = None
+        self._http: HTTPProxyFactory | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -149,7 +150,7 @@ class SidecarService(service.Service):
         upstream = None
         if http.upstream_proxy is not None:
             upstream = UpstreamProxy.parse(http.upstream_proxy, ",".join(http.no_proxy))
-        return HTTPProxyFactory(
+        self._http = HTTPProxyFactory(
             runtime,
             judge,
             resolver,
@@ -157,6 +158,7 @@ class SidecarService(service.Service):
             upstream_proxy=upstream,
             limits=http.limits,
         )
+        return self._http
 
     def _observer(self) -> IFlowObserver | None:
         observers: list[IFlowObserver] = [] if self._log is None else [self._log]
@@ -246,6 +248,9 @@ class SidecarService(service.Service):
         if self._resolver is not None:
             self._resolver.close()
             self._resolver = None
+        if self._http is not None:
+            self._http.close()
+            self._http = None
         if self._authenticator is not None:
             self._authenticator.close()
             self._authenticator = None
