@@ -26,9 +26,9 @@ from sidecar.wire.http1.messages import HttpMessageError
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
+    from sidecar.names.verifying import Addresses
     from sidecar.protocols.http.downstream import Downstream
     from sidecar.protocols.http.replies import Reply
-    from sidecar.names.verifying import Addresses
     from sidecar.protocols.http.routing import Place
     from sidecar.upstream_proxy import UpstreamProxy
     from sidecar.wire.http1.messages import RequestHead

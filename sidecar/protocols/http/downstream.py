@@ -16,7 +16,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ISSLTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IProtocol,
+    IPushProducer,
+    ISSLTransport,
+)
 from twisted.internet.protocol import connectionDone
 from zope.interface import implementer
 
@@ -34,9 +39,9 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.addresses import SocketAddress
-    from sidecar.protocols.http.factory import Shared
     from sidecar.protocols.http.replies import Reply
     from sidecar.protocols.http.routing import Routing
+    from sidecar.protocols.http.shared import Shared
     from sidecar.relay.protocol import Stream
     from sidecar.wire.http1.messages import RequestHead
 
@@ -89,7 +94,7 @@ def end_of(reason: Failure) -> FlowEnd:
     return FlowEnd.PROTOCOL_ERROR
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IProtocol, IHalfCloseableProtocol, IPushProducer)
 class Downstream:
     """The protocol of one client's connection.
 
@@ -165,9 +170,14 @@ class Downstream:
 
     # Protocol
 
-    def makeConnection(self, transport: Stream) -> None:
+    def makeConnection(self, transport: object) -> None:
+        """Here is the transport."""
+        self.transport = cast("Stream", transport)
+        self.connectionMade()
+
+    def connectionMade(self) -> None:
         """Connected: wait for a request."""
-        self.transport = transport
+        transport = self.transport
         self._half_closes = not ISSLTransport.providedBy(transport)
         self.shared.patrol.add(self)
         transport.registerProducer(self, True)

@@ -11,6 +11,9 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
 from sidecar.errors import DialError, ProxyLoopDetected
 from sidecar.flow import FlowEnd, Verdict
 from sidecar.names.verifying import Off
@@ -74,6 +77,7 @@ _FORWARDING = Phase.FORWARDING
 _DONE = Phase.DONE
 
 
+@implementer(IPushProducer)
 class Exchange(Asking):
     """One request and its response.
 
@@ -150,7 +154,7 @@ class Exchange(Asking):
         head, pool = self.head, self._shared.pool
         if head.method != CONNECT:
             repeatable = head.framing is Framing.NONE and head.method in _REPEATABLE
-            for key in self.addresses or (self.proxy,):
+            for key in (self.proxy,) if self.proxy else self.addresses:
                 upstream = pool.take(key, repeatable=repeatable)
                 if upstream is not None:
                     self._forward(upstream, repeatable=repeatable)
@@ -190,8 +194,8 @@ class Exchange(Asking):
             if self.head.method == CONNECT:
                 self._tunnel(outcome)
             else:
-                key = address if self.proxy is None else self.proxy
-                self._forward(Upstream(self._shared, outcome, address, key), repeatable=False)
+                upstream = Upstream(self._shared, outcome, address, self.proxy or address)
+                self._forward(upstream, repeatable=False)
         elif self.addresses:
             self._dial_next()
         else:
@@ -300,7 +304,6 @@ class Exchange(Asking):
                 ended = not self._interim
                 self._interim = False
             elif isinstance(event, ResponseHead):
-                self._repeat = b""
                 if event.status < _OK:
                     if event.status == _SWITCHING_PROTOCOLS:
                         self._switch(event, out)
@@ -363,12 +366,14 @@ class Exchange(Asking):
         assert answer is not None  # noqa: S101 - likewise
         self._phase = _DONE
         self._upstream = None
-        if not (self.request_done and answer.upstream_goes_on):
+        if not self.request_done:
             upstream.abort()
-        else:
+        elif answer.upstream_goes_on:
             if self._downstream.congested:
                 upstream.transport.resumeProducing()
             upstream.release()
+        else:
+            upstream.close()
         self._finish(FlowEnd.CLOSED, answer.goes_on)
 
     def response_failed(self, error: HttpMessageError) -> None:
@@ -386,7 +391,7 @@ class Exchange(Asking):
             return
         upstream = self._upstream
         self._drop_upstream()
-        if self._repeat and upstream is not None and upstream.reused:
+        if self._repeat and upstream is not None and upstream.reused and not upstream.heard:
             # It was closing when we took it for idle.
             self._repeat = b""
             if upstream.address is not None and self.proxy is None:
@@ -499,10 +504,10 @@ class Exchange(Asking):
             # Whoever is asked or dialled has a deadline.
             return
         limits = self._shared.limits
-        if self._answer is None and self.request_done:
-            if now - self._waiting_since > limits.response_timeout:
-                self.fail(replies.RESPONSE_TIMEOUT)
-                return
+        waiting = self._answer is None and self.request_done
+        if waiting and now - self._waiting_since > limits.response_timeout:
+            self.fail(replies.RESPONSE_TIMEOUT)
+            return
         if now - self._checked < limits.progress_timeout:
             return
         self._checked = now

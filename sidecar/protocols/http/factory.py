@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
@@ -15,10 +14,8 @@ from sidecar.config import HttpLimits
 from sidecar.flow import FlowEnd, ListenerKind
 from sidecar.interfaces import IManyFlowsFactory
 from sidecar.protocols.http.downstream import Downstream
-from sidecar.protocols.http.forwarding import Pseudonym
-from sidecar.protocols.http.patrol import Patrol
-from sidecar.protocols.http.pool import Pool
 from sidecar.protocols.http.routing import Forward
+from sidecar.protocols.http.shared import Shared
 from sidecar.relay.stream import SocketTransport
 
 if TYPE_CHECKING:
@@ -33,55 +30,9 @@ if TYPE_CHECKING:
     from sidecar.runtime import Runtime
     from sidecar.upstream_proxy import UpstreamProxy
 
-__all__ = ["HTTPProxyFactory", "Shared"]
+__all__ = ["HTTPProxyFactory"]
 
 _LIMITS = HttpLimits()
-
-
-class Shared:
-    """What all connections of one proxy share.
-
-    Args: as `HTTPProxyFactory`.
-    """
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        judge: Judge,
-        resolver: INameResolver,
-        authenticator: Authenticator | None,
-        upstream_proxy: UpstreamProxy | None,
-        limits: HttpLimits,
-    ) -> None:
-        self.runtime = runtime
-        self.judge = judge
-        self.resolver = resolver
-        self.authenticator = authenticator
-        self.upstream_proxy = upstream_proxy
-        self.limits = limits
-        self.pseudonym = Pseudonym()
-        self.pool = Pool(runtime.reactor, size=limits.pool_connections, timeout=limits.pool_timeout)
-        self.patrol = Patrol(
-            runtime.reactor,
-            (
-                limits.head_timeout,
-                limits.keepalive_timeout,
-                limits.response_timeout,
-                limits.progress_timeout,
-                judge.patience,
-            ),
-        )
-        self._observer = runtime.observer
-
-    def flow_ended(self, flow: Flow) -> None:
-        """Pass the word on, of each request (IFlowObserver)."""
-        if self._observer is not None:
-            try:
-                self._observer.flow_ended(flow)
-            except Exception:  # noqa: BLE001 - an observer can't be allowed to stop traffic
-                self._log.failure("bug in a flow observer")
 
 
 @implementer(IManyFlowsFactory)
@@ -102,7 +53,6 @@ class HTTPProxyFactory(Factory):
 
     noisy = False
     kind = ListenerKind.HTTP_PROXY
-    protocol = None
 
     def __init__(
         self,
@@ -115,11 +65,18 @@ class HTTPProxyFactory(Factory):
         limits: HttpLimits = _LIMITS,
     ) -> None:
         self.runtime = runtime
-        self.shared = Shared(runtime, judge, resolver, authenticator, upstream_proxy, limits)
+        self.shared = Shared(
+            runtime,
+            judge,
+            resolver,
+            authenticator=authenticator,
+            upstream_proxy=upstream_proxy,
+            limits=limits,
+        )
         self._routing = Forward(judge, resolver)
         self._open_by_client: dict[str, int] = {}
 
-    def buildProtocol(self, addr: IAddress | None) -> Downstream:
+    def buildProtocol(self, addr: IAddress | None) -> Downstream:  # type: ignore[override]
         """Serve any endpoint of Twisted's: TLS, unix, wrapped and adopted ones."""
         source = None
         if isinstance(addr, (IPv4Address, IPv6Address)):
@@ -130,6 +87,10 @@ class HTTPProxyFactory(Factory):
         """Serve a socket of our own listeners' (IManyFlowsFactory)."""
         downstream = self._serve(flow.source, flow)
         SocketTransport(self.runtime.poller, connection, downstream, peer=flow.source)
+
+    def close(self) -> None:
+        """Let go of idle connections; to be called when nobody is served any more."""
+        self.shared.close()
 
     def _serve(self, source: SocketAddress | None, connection: Flow | None) -> Downstream:
         limits = self.shared.limits

@@ -1,4 +1,4 @@
-"""What of a request is sent on, and when is it not sent on at all? (RFC 9110 §7.6)"""
+"""What of a request is sent on, and when is it not sent on at all (RFC 9110 §7.6)?"""
 
 from __future__ import annotations
 

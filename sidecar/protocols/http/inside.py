@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from sidecar.dialing import Dial
     from sidecar.flow import Flow
-    from sidecar.protocols.http.downstream import Downstream
     from sidecar.names.verifying import Addresses
+    from sidecar.protocols.http.downstream import Downstream
 
 __all__ = ["INSIDE", "NAME_MISMATCH", "Inside"]
 
@@ -54,7 +54,7 @@ NAME_MISMATCH = "name_mismatch"
 _ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IProtocol, IHalfCloseableProtocol)
 class Inside:
     """A tunnel until its client has said whom it is for.
 
@@ -132,12 +132,12 @@ class Inside:
             self._begun = time.monotonic()
             self._stop_waiting()
         if peek.feed(data):
-            self._peeked(peek)
+            self._peeked()
 
     def client_ended(self) -> None:
         """It has sent its last byte: it will say no more."""
         if self._peek is not None:
-            self._peeked(self._peek)
+            self._peeked()
 
     def client_write_ended(self) -> None:
         """We end nothing by halves before the two are joined."""
@@ -159,14 +159,14 @@ class Inside:
 
     def look(self, now: float) -> None:
         """See whether a client that has begun to speak gets to its name."""
-        if self._peek is not None and self._begun:
-            if now - self._begun > self._shared.judge.patience:
-                self._deny("peek_timeout")
+        begun = self._begun if self._peek is not None else 0.0
+        if begun and now - begun > self._shared.judge.patience:
+            self._deny("peek_timeout")
 
     def _silent(self) -> None:
         self._timer = None
         if self._peek is not None:
-            self._peeked(self._peek)
+            self._peeked()
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -175,9 +175,13 @@ class Inside:
 
     # The server's side
 
-    def makeConnection(self, transport: SocketTransport) -> None:
-        """The destination is connected."""
-        self._upstream = transport
+    def makeConnection(self, transport: object) -> None:
+        """Here is the transport."""
+        self._upstream = cast("SocketTransport", transport)
+        self.connectionMade()
+
+    def connectionMade(self) -> None:
+        """The destination is connected, which it was before."""
 
     def dataReceived(self, data: bytes) -> None:
         """The server speaks."""
@@ -191,12 +195,12 @@ class Inside:
             self._upstream.pauseProducing()
         if self._peek is not None and not self._data:
             # It speaks first, so the client gives no name: judged as that.
-            self._peeked(self._peek)
+            self._peeked()
 
     def readConnectionLost(self) -> None:
         """The server has sent its last byte."""
         if self._peek is not None:
-            self._peeked(self._peek)
+            self._peeked()
 
     def writeConnectionLost(self) -> None:
         """See `client_write_ended`."""
@@ -214,7 +218,7 @@ class Inside:
 
     # The verdict
 
-    def _peeked(self, peek: Peek) -> None:
+    def _peeked(self) -> None:
         self._peek = None
         self._stop_waiting()
         flow = self._flow

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sidecar.protocols.http.upstream import Upstream
     from sidecar.upstream_proxy import UpstreamProxy
 
+    Key = SocketAddress | UpstreamProxy | None
+
 __all__ = ["Pool"]
 
 # Seconds. Servers close idle connections after five seconds or more, and what is on its
@@ -41,7 +43,7 @@ class Pool:
         self._clock = clock
         self._size = size
         self._timeout = timeout
-        self._idle: dict[SocketAddress | UpstreamProxy, list[_Idle]] = {}
+        self._idle: dict[Key, list[_Idle]] = {}
         # In the order in which they fell idle, which is that of their ends.
         self._order: dict[Upstream, float] = {}
         self._timer: IDelayedCall | None = None
@@ -49,7 +51,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self._order)
 
-    def take(self, key: SocketAddress | UpstreamProxy, *, repeatable: bool) -> Upstream | None:
+    def take(self, key: Key, *, repeatable: bool) -> Upstream | None:
         """Get a connection.
 
         Args:

@@ -64,7 +64,7 @@ class Place(msgspec.Struct, frozen=True):
     field: bytes
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, no error
+class Refusal(Exception):
     """A request that goes nowhere.
 
     Attributes:

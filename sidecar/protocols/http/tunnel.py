@@ -95,7 +95,7 @@ class Tunnel:
         shared.runtime.poller.wards.add(self)
         self._side = side = _Side(_ignore)
         downstream.give_to(self)
-        side.makeConnection(transport)
+        side.makeConnection(transport)  # type: ignore[no-untyped-call]
         start(engine, side, upstream, self._ended, self._joined, to_upstream=to_upstream)
 
     # Ends

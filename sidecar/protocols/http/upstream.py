@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.internet.protocol import connectionDone
 from zope.interface import implementer
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.protocols.http.exchange import Exchange
-    from sidecar.protocols.http.factory import Shared
+    from sidecar.protocols.http.shared import Shared
     from sidecar.upstream_proxy import UpstreamProxy
 
 __all__ = ["Upstream"]
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IProtocol, IHalfCloseableProtocol)
 class Upstream:
     """The protocol of one connection to an origin server, or to the next proxy.
 
@@ -37,6 +37,7 @@ class Upstream:
 
     Attributes:
         reused: Whether it has served a request before.
+        heard: Whether any byte came since the request was sent.
         transport: Its transport.
     """
 
@@ -46,6 +47,7 @@ class Upstream:
         "_reader",
         "_shared",
         "address",
+        "heard",
         "key",
         "reused",
         "transport",
@@ -58,7 +60,7 @@ class Upstream:
         shared: Shared,
         sock: socket.socket,
         address: SocketAddress | None,
-        key: SocketAddress | UpstreamProxy,
+        key: SocketAddress | UpstreamProxy | None,
     ) -> None:
         self._shared = shared
         self._exchange: Exchange | None = None
@@ -69,6 +71,7 @@ class Upstream:
         self.address = address
         self.key = key
         self.reused = False
+        self.heard = False
         guard = shared.runtime.guard
         if guard.tracks_upstreams:
             self._local = SocketAddress.from_kernel(sock.getsockname())
@@ -95,6 +98,7 @@ class Upstream:
             data: The request, as much as there is of it.
         """
         self._exchange = exchange
+        self.heard = False
         self._reader.expect(method)
         self.transport.write(data)
 
@@ -138,9 +142,13 @@ class Upstream:
 
     # Protocol
 
-    def makeConnection(self, transport: SocketTransport) -> None:
-        """Connected."""
-        self.transport = transport
+    def makeConnection(self, transport: object) -> None:
+        """Here is the transport."""
+        self.transport = cast("SocketTransport", transport)
+        self.connectionMade()
+
+    def connectionMade(self) -> None:
+        """Connected, which it was before."""
 
     def dataReceived(self, data: bytes) -> None:
         """A response, or a part of one; or what nobody asked for."""
@@ -148,6 +156,7 @@ class Upstream:
         if exchange is None:
             self.close()
             return
+        self.heard = True
         reader = self._reader
         try:
             events = reader.feed(data)
@@ -175,7 +184,7 @@ class Upstream:
     def writeConnectionLost(self) -> None:
         """We never end a request's connection by halves."""
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         """Gone."""
         self._shared.pool.discard(self)
         if self._local is not None:
