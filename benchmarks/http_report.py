@@ -101,13 +101,17 @@ def _ratios(results: Results) -> list[str]:
     lines = []
     for name in results.proxies:
         shown = [
-            f"{measure.value} {ratio:.2f}"
+            f"{measure.value} {ratio:.2f}{_less(measure)}"
             for measure in results.chosen
             if (ratio := results.samples.ratio(FIGURES[measure][0], OURS, name)) is not None
         ]
         if name != OURS and shown:
             lines.append(f"{OURS} / {name}: {', '.join(shown)}")
     return lines
+
+
+def _less(measure: Measure) -> str:
+    return " (less is better)" if FIGURES[measure][0].better == "less" else ""
 
 
 def _machine() -> str:
