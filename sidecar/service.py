@@ -27,6 +27,7 @@ from sidecar.names.verifying import Certificate, Off, Redial, Verifier
 from sidecar.observe.several import Observers
 from sidecar.protocols.http.auth import make_authenticator
 from sidecar.protocols.http.factory import HTTPProxyFactory
+from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judging import Judge
 from sidecar.protocols.sni import SNIProxyFactory
 from sidecar.protocols.tcp import StaticRelayFactory, TransparentRelayFactory
@@ -85,6 +86,7 @@ class SidecarService(service.Service):
         self._uninstall: Callable[[], None] | None = None
         self._authenticator: Authenticator | None = None
         self._http: HTTPProxyFactory | None = None
+        self._intercepted: InterceptedHTTP | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -121,7 +123,12 @@ class SidecarService(service.Service):
             self._listen(
                 runtime,
                 config.outbound,
-                TransparentRelayFactory(runtime, kind=ListenerKind.OUTBOUND, judge=judge),
+                TransparentRelayFactory(
+                    runtime,
+                    kind=ListenerKind.OUTBOUND,
+                    judge=judge,
+                    http=self._intercepted_http(runtime, judge, resolver),
+                ),
             )
         if config.inbound is not None:
             chosen = config.inbound_source
@@ -132,7 +139,10 @@ class SidecarService(service.Service):
                 TransparentRelayFactory(runtime, kind=ListenerKind.INBOUND, source=source),
             )
         if config.sni_proxy is not None:
-            self._listen(runtime, config.sni_proxy, SNIProxyFactory(runtime, judge, resolver))
+            http = self._intercepted_http(runtime, judge, resolver)
+            self._listen(
+                runtime, config.sni_proxy, SNIProxyFactory(runtime, judge, resolver, http=http)
+            )
         if config.http_proxy is not None:
             self._listen(runtime, config.http_proxy, self._http_proxy(runtime, judge, resolver))
         for forward in config.forward:
@@ -159,6 +169,14 @@ class SidecarService(service.Service):
             limits=http.limits,
         )
         return self._http
+
+    def _intercepted_http(
+        self, runtime: Runtime, judge: Judge, resolver: SystemResolver
+    ) -> InterceptedHTTP:
+        if self._intercepted is None:
+            limits = self._config.http.limits
+            self._intercepted = InterceptedHTTP(runtime, judge, resolver, limits)
+        return self._intercepted
 
     def _observer(self) -> IFlowObserver | None:
         observers: list[IFlowObserver] = [] if self._log is None else [self._log]
@@ -251,6 +269,9 @@ class SidecarService(service.Service):
         if self._http is not None:
             self._http.close()
             self._http = None
+        if self._intercepted is not None:
+            self._intercepted.close()
+            self._intercepted = None
         if self._authenticator is not None:
             self._authenticator.close()
             self._authenticator = None

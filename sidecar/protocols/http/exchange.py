@@ -62,6 +62,9 @@ _OK = 200
 _PROXY_AUTHENTICATION_REQUIRED = 407
 
 
+_NOTHING = [END]
+
+
 class Phase(Enum):
     """How far an exchange is."""
 
@@ -127,7 +130,7 @@ class Exchange(Asking):
             events: The head, and what is there of the rest.
             error: What is wrong with what follows them.
         """
-        if len(events) == 2 and events[-1] is END:  # noqa: PLR2004 - head and end
+        if events[1:] == _NOTHING and self.head.framing is not Framing.CHUNKED:
             self.request_done = True
         else:
             limit = self._shared.limits.body_bytes
@@ -220,7 +223,14 @@ class Exchange(Asking):
     def _join(self, upstream: socket.socket, to_upstream: bytes, to_downstream: bytes) -> None:
         downstream = self._downstream
         ahead = downstream.give_up()
-        Tunnel(downstream, self.flow, upstream, to_upstream + ahead, to_downstream)
+        Tunnel(
+            downstream,
+            self.flow,
+            upstream,
+            to_upstream + ahead,
+            to_downstream,
+            skipped=len(to_upstream),
+        )
 
     # Forwarding: the request
 
@@ -402,6 +412,11 @@ class Exchange(Asking):
             self.fail(replies.reply_to_end(FlowEnd.SERVER_RESET) or replies.INTERNAL_ERROR)
         else:
             self.fail(replies.malformed_response(error))
+
+    def shut_down(self) -> None:
+        """The process ends, which the server's connection was told first."""
+        self.client_lost(FlowEnd.SHUTDOWN)
+        self._downstream.abort()
 
     def looped(self) -> None:
         """The connection upstream came back to one of our own listeners."""

@@ -205,11 +205,12 @@ class Inside:
     def writeConnectionLost(self) -> None:
         """See `client_write_ended`."""
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The server is gone."""
         if self._upstream is not None and not self._over:
             self._upstream = None
-            self._end(FlowEnd.SERVER_RESET)
+            shut_down = reason.check(ShutDown) is not None
+            self._end(FlowEnd.SHUTDOWN if shut_down else FlowEnd.SERVER_RESET)
             self._downstream.abort()
 
     def looped(self) -> None:
@@ -334,7 +335,7 @@ class Inside:
         self._over = True
         downstream = self._downstream
         downstream.resume(INSIDE)
-        Tunnel(downstream, self._flow, upstream, self._data, greeting, (0, self._received))
+        Tunnel(downstream, self._flow, upstream, self._data, greeting, received=self._received)
 
     # Ends
 

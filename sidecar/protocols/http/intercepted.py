@@ -61,6 +61,10 @@ class InterceptedHTTP:
         # By the port, since that is where the names' requests go.
         self._named: dict[int, Named] = {}
 
+    def close(self) -> None:
+        """Let go of idle connections; to be called when nobody is served any more."""
+        self.shared.close()
+
     def judge(
         self, connection: socket.socket, flow: Flow, allowed: Callable[[Allowed], None]
     ) -> None:

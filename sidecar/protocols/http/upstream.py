@@ -9,7 +9,7 @@ from twisted.internet.protocol import connectionDone
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
-from sidecar.relay.stream import SocketTransport
+from sidecar.relay.stream import ShutDown, SocketTransport
 from sidecar.wire.http1.messages import HttpMessageError
 from sidecar.wire.http1.reading import ResponseReader
 
@@ -184,11 +184,15 @@ class Upstream:
     def writeConnectionLost(self) -> None:
         """We never end a request's connection by halves."""
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone."""
         self._shared.pool.discard(self)
         if self._local is not None:
             self._shared.runtime.guard.remove_upstream(self._local)
         exchange, self._exchange = self._exchange, None
-        if exchange is not None:
+        if exchange is None:
+            return
+        if reason.check(ShutDown) is not None:
+            exchange.shut_down()
+        else:
             exchange.upstream_lost(None)

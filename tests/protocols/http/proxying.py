@@ -14,7 +14,6 @@ from zope.interface import implementer
 
 from sidecar.config import HttpLimits, Limits
 from sidecar.errors import NameNotResolved
-from sidecar.flow import Flow
 from sidecar.interfaces import IFlowObserver
 from sidecar.linux.sockopt import reset_on_close
 from sidecar.listening import FlowPort
@@ -28,6 +27,7 @@ from sidecar.runtime import Runtime
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from sidecar.flow import Flow
     from sidecar.interfaces import IDecisionStep
     from sidecar.names.verifying import IVerifier
     from sidecar.protocols.http.auth import Authenticator

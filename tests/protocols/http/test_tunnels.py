@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from protocols.http.proxying import Proxying, policy, proxying
 from wire.hello_maker import hello, server_name
 
 from sidecar.flow import DestinationSource, FlowEnd, HostSource, Protocol, Verdict
 from sidecar.names.verifying import Off
+from sidecar.policy import Policy, parse_name_rule
 
 ALERT = bytes((21, 3, 3, 0, 2, 2, 49))
 HELLO = hello(server_name(b"origin.test"))
@@ -235,10 +238,8 @@ class TestConnect:
             server.expect(b"\x00" + data[:1000])
             sent = got = 0
             while got < len(data):
-                try:
+                with suppress(BlockingIOError):
                     sent += server.sock.send(data[sent : sent + 65536])
-                except BlockingIOError:
-                    pass
                 proxy.turning.turn()
                 client.read()
                 assert data[got : got + len(client.got)] == client.got
@@ -444,10 +445,8 @@ class TestPolicy:
             assert {} == proxy.judge.open
 
 
-def private() -> object:
+def private() -> Policy:
     """Allow origin.test alone, which may lead to private addresses."""
-    from sidecar.policy import parse_name_rule
-
     return policy(
         default="deny", allow=["origin.test"], private_names=[parse_name_rule("origin.test")]
     )
