@@ -204,8 +204,9 @@ class ChunkedBody:
             return b""
         end += len(_SECTION_END)
         whole = bytes(section[:end])
-        match = trailer_section(whole)
-        if match is None or whole.count(b"\n") > self._max_fields + 1:
+        too_many = whole.count(b"\n") > self._max_fields + 1
+        match = None if too_many else trailer_section(whole)
+        if match is None:
             LineScreen(None, self._max_section, self._max_fields).see(whole)
             raise HttpMessageError(HttpMessageReason.FIELDS)
         events.append(read_trailers(match[1]))

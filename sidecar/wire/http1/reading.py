@@ -276,9 +276,11 @@ class RequestReader(_MessageReader):
             events.append(END)
 
     def _request(self, head: bytes) -> RequestHead:
-        match = request_head(head)
         # A start line and a blank one beside the fields.
-        if match is None or head.count(b"\n") > self._max_fields + 2:
+        if head.count(b"\n") > self._max_fields + 2:
+            raise self._refuse_head(head)
+        match = request_head(head)
+        if match is None:
             raise self._refuse_head(head)
         method, target, minor_version, section = match.groups()
         if len(target) > self._max_target_bytes:
@@ -362,9 +364,11 @@ class ResponseReader(_MessageReader):
         self._kept = data
 
     def _response(self, head: bytes, request_method: bytes) -> ResponseHead:
-        match = response_head(head)
         # A start line and a blank one beside the fields.
-        if match is None or head.count(b"\n") > self._max_fields + 2:
+        if head.count(b"\n") > self._max_fields + 2:
+            raise self._refuse_head(head)
+        match = response_head(head)
+        if match is None:
             raise self._refuse_head(head)
         minor_version, status, reason, section = match.groups()
         response = read_response(
