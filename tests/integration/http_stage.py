@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HTTP",
     "HTTPS",
+    "PAGE",
     "PROXY",
     "PROXY_URL",
     "Curled",
@@ -39,6 +40,7 @@ __all__ = [
 
 # The textbook's: `http_proxy=localhost:8001 wget localhost:8002`.
 PROXY, HTTP, HTTPS = 8001, 8002, 8443
+PAGE = "a page of nginx's\n"
 PROXY_URL = f"http://127.0.0.1:{PROXY}"
 
 _NAMES = [f"t{number:02}.origin.test" for number in range(64)]
@@ -209,7 +211,8 @@ def http_stage(directory: Path) -> Iterator[HttpStage]:
     directory.chmod(0o755)
     (directory / "www").mkdir()
     (directory / "temp").mkdir()
-    (directory / "www" / "page").write_text("a page of nginx's\n", encoding="ascii")
+    for name in ("page", "index.html"):
+        (directory / "www" / name).write_text(PAGE, encoding="ascii")
     (directory / "www" / "kept").mkdir()
     lines = ["127.0.0.1 localhost", "::1 localhost", *(f"127.0.0.1 {name}" for name in _NAMES)]
     (directory / "hosts").write_text("\n".join([*lines, ""]), encoding="ascii")

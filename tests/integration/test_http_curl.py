@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from integration.http_stage import HTTP, HTTPS, PROXY, HttpStage, facts, http_stage, needs
+from integration.http_stage import HTTP, HTTPS, PAGE, PROXY, HttpStage, facts, http_stage, needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from integration.proxy import Sidecar
 
-_PAGE = "a page of nginx's\n"
 _TLS_PROXY, _ASKING_PROXY = 8011, 8012
 
 _programs = needs("nginx", "curl")
@@ -36,13 +35,13 @@ def test_http(stage: HttpStage, sidecar: Sidecar) -> None:
     """The server gets the request as if asked directly, but for Via; the client its answer."""
     host = stage.host()
     curled = stage.curl(f"http://{host}:{HTTP}/page?q=1")
-    assert (0, _PAGE) == (curled.exit, curled.body), curled
+    assert (0, PAGE) == (curled.exit, curled.body), curled
     assert "Server: nginx" in curled.head
     [[line, named, via, proxy_connection, _]] = stage.seen_of(host)
     assert ["GET /page?q=1 HTTP/1.1", f"{host}:{HTTP}", ""] == [line, named, proxy_connection]
     assert via.startswith("1.1 sidecar-")
     logged = sidecar.line(host=host)
-    assert ["GET", 200, len(_PAGE), "host", "closed"] == facts(
+    assert ["GET", 200, len(PAGE), "host", "closed"] == facts(
         logged, "method", "status", "received", "host_from", "end"
     )
     assert "path" not in logged
@@ -89,12 +88,12 @@ def test_https(stage: HttpStage, sidecar: Sidecar, *, old: bool, tunnel: bool) -
     curled = stage.curl(
         *flags, url, facts="%{http_connect} %{http_code}", proxy=None if old else proxy
     )
-    assert (0, _PAGE, ["200", "200"]) == (curled.exit, curled.body, curled.facts), curled
+    assert (0, PAGE, ["200", "200"]) == (curled.exit, curled.body, curled.facts), curled
     [[line, *_, via, _, _]] = stage.seen_of(host)
     assert ["GET /page HTTP/1.1", ""] == [line, via]
     logged = sidecar.line(host=host)
     assert ["CONNECT", 200, "closed"] == facts(logged, "method", "status", "end")
-    assert logged["received"] > len(_PAGE)
+    assert logged["received"] > len(PAGE)
     assert logged["sent"] > 0
 
 
@@ -104,7 +103,7 @@ def test_proxy_http10(stage: HttpStage, sidecar: Sidecar) -> None:
     curled = stage.curl(
         "--proxy1.0", f"127.0.0.1:{PROXY}", f"http://{host}:{HTTP}/page", proxy=None
     )
-    assert (0, _PAGE) == (curled.exit, curled.body), curled
+    assert (0, PAGE) == (curled.exit, curled.body), curled
     assert 200 == sidecar.line(host=host)["status"]
 
 
@@ -114,7 +113,7 @@ def test_ipv6(stage: HttpStage, sidecar: Sidecar, scheme: str) -> None:
     port = HTTP if scheme == "http" else HTTPS
     # The certificate has no addresses.
     curled = stage.curl("--insecure", f"{scheme}://[::1]:{port}/page?{scheme}")
-    assert (0, _PAGE) == (curled.exit, curled.body), curled
+    assert (0, PAGE) == (curled.exit, curled.body), curled
     [line] = [line for line in stage.seen() if f"?{scheme} " in line[0]]
     assert f"[::1]:{port}" == line[1]
     logged = sidecar.line(destination=f"[::1]:{port}")
@@ -144,7 +143,7 @@ def test_redirect(stage: HttpStage, sidecar: Sidecar) -> None:
     """A redirect is the client's to follow, by another request."""
     host = stage.host()
     curled = stage.curl("--location", f"http://{host}:{HTTP}/moved", facts="%{num_redirects}")
-    assert (_PAGE, ["1"]) == (curled.body, curled.facts)
+    assert (PAGE, ["1"]) == (curled.body, curled.facts)
     assert [301, 200] == [line["status"] for line in sidecar.wait_for_lines(2, host=host)]
 
 
@@ -177,7 +176,7 @@ class TestPasswords:
         curled = stage.curl(
             *("--proxy-user", "ali:open sesame"), url, proxy=f"http://127.0.0.1:{_ASKING_PROXY}"
         )
-        assert (0, _PAGE) == (curled.exit, curled.body), curled
+        assert (0, PAGE) == (curled.exit, curled.body), curled
         assert 200 == asking.line(host=host)["status"]
         assert "sesame" not in "\n".join(asking.printed)
 
@@ -217,7 +216,7 @@ class TestPasswords:
             proxy=f"http://127.0.0.1:{_ASKING_PROXY}",
             facts="%{num_connects} %{local_port}",
         )
-        assert (_PAGE, "1") == (curled.body, curled.facts[0]), curled
+        assert (PAGE, "1") == (curled.body, curled.facts[0]), curled
         lines = asking.wait_for_lines(2, source=f"127.0.0.1:{curled.facts[1]}")
         assert [407, 200] == [line["status"] for line in lines]
 
