@@ -30,6 +30,8 @@ __all__ = [
     "PAGE",
     "PROXY",
     "PROXY_URL",
+    "PUBLIC",
+    "PUBLIC_NAME",
     "Curled",
     "HttpStage",
     "environment",
@@ -43,6 +45,8 @@ PROXY, HTTP, HTTPS = 8001, 8002, 8443
 PAGE = "a page of nginx's\n"
 PROXY_URL = f"http://127.0.0.1:{PROXY}"
 
+# A public address, on a loopback that leads nowhere else.
+PUBLIC, PUBLIC_NAME = "9.9.9.1", "public.origin.test"
 _NAMES = [f"t{number:02}.origin.test" for number in range(64)]
 _FACTS = "facts: "  # how curl's lines of them begin
 # In a mount namespace of its own, another /etc/hosts.
@@ -115,9 +119,9 @@ class HttpStage:
         """Give a name of 127.0.0.1 that no other test has, so that it names its test's lines."""
         return next(self._names)
 
-    def address(self) -> SocketAddress:
+    def address(self, host: str = "127.0.0.1") -> SocketAddress:
         """Give an address to listen on that no other test has."""
-        return SocketAddress("127.0.0.1", next(self._ports))
+        return SocketAddress(host, next(self._ports))
 
     def seen(self) -> list[list[str]]:
         """Tell what nginx saw: request line, Host, Via, Proxy-Connection, connection."""
@@ -214,7 +218,8 @@ def http_stage(directory: Path) -> Iterator[HttpStage]:
     for name in ("page", "index.html"):
         (directory / "www" / name).write_text(PAGE, encoding="ascii")
     (directory / "www" / "kept").mkdir()
-    lines = ["127.0.0.1 localhost", "::1 localhost", *(f"127.0.0.1 {name}" for name in _NAMES)]
+    lines = ["127.0.0.1 localhost", "::1 localhost", f"{PUBLIC} {PUBLIC_NAME}"]
+    lines += [f"127.0.0.1 {name}" for name in _NAMES]
     (directory / "hosts").write_text("\n".join([*lines, ""]), encoding="ascii")
     authority = Authority(directory)
     certificate = authority.issue(x509.DNSName("*.origin.test"), x509.DNSName("localhost"))
@@ -224,6 +229,7 @@ def http_stage(directory: Path) -> Iterator[HttpStage]:
     )
     namespace = Namespace("http")
     try:
+        namespace.ip("addr", "add", f"{PUBLIC}/32", "dev", "lo")
         command = ["nginx", "-c", str(configuration), "-p", str(directory), "-g", "daemon off;"]
         nginx = Program(namespace, command, cwd=directory)
         try:
