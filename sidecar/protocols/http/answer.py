@@ -9,14 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.wire.http1.messages import Framing
-from sidecar.wire.http1.writing import LAST_CHUNK, chunk, forwardable, response_head, trailers
+from sidecar.wire.http1.writing import (
+    LAST_CHUNK,
+    chunk,
+    forwardable,
+    forwardable_lines,
+    response_head,
+    trailers,
+)
 
 if TYPE_CHECKING:
-    from sidecar.wire.http1.messages import RequestHead, ResponseHead, Trailers
+    from sidecar.wire.http1.messages import Fields, RequestHead, ResponseHead
 
 __all__ = ["Answer", "interim", "switching"]
 
 _UPGRADE_REQUIRED = 426
+# As `response_head` would write it.
+_PLAIN = b"HTTP/1.1 %d %b\r\n%bVia: %b\r\n%b"
+_CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Answer:
@@ -35,14 +45,16 @@ class Answer:
         end_is_told: Whether a client notices that a response is cut off, when its
             connection ends in good order.
         upstream_goes_on: Whether the server's connection may be used again afterwards.
+        trailers: The fields behind the body, as they were received; set before `end`.
     """
 
     __slots__ = (
         "_chunked",
-        "_trailers",
+        "_wants_trailers",
         "end_is_told",
         "goes_on",
         "head",
+        "trailers",
         "upstream_goes_on",
     )
 
@@ -60,7 +72,8 @@ class Answer:
         if framing is Framing.CHUNKED or framing is Framing.CLOSE:
             self._chunked = bool(request.minor_version)
             framing = Framing.CHUNKED if self._chunked else Framing.CLOSE
-        self._trailers = request.trailers
+        self._wants_trailers = request.trailers
+        self.trailers: Fields | None = None
         self.end_is_told = framing is not Framing.CLOSE
         self.goes_on = goes_on = may_go_on and request.keep_alive and self.end_is_told
         connection = None
@@ -68,6 +81,17 @@ class Answer:
             connection = b"close"
         elif not request.minor_version:
             connection = b"keep-alive"
+        if connection is None and self.end_is_told and response.status != _UPGRADE_REQUIRED:
+            # Nearly all are like this.
+            end = b"\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
+            self.head = _PLAIN % (
+                response.status,
+                response.reason,
+                forwardable_lines(response),
+                via[response.minor_version],
+                _CHUNKED if self._chunked else end,
+            )
+            return
         self.head = response_head(
             response.status,
             response.reason,
@@ -83,11 +107,13 @@ class Answer:
         """A piece of the body, as it is sent."""
         return chunk(data) if self._chunked else data
 
-    def end(self, section: Trailers | None) -> bytes:
+    def end(self) -> bytes:
         """What is sent at the end of the body."""
         if not self._chunked:
             return b""
-        return trailers(section.fields) if section and self._trailers else LAST_CHUNK
+        if self.trailers is None or not self._wants_trailers:
+            return LAST_CHUNK
+        return trailers(self.trailers)
 
 
 def interim(response: ResponseHead, via: tuple[bytes, bytes]) -> bytes:

@@ -103,14 +103,24 @@ class Asking:
     # The questions
 
     def _ask(self) -> None:
-        if self._shared.pseudonym.in_fields(self.head.fields):
+        head, flow, routing = self.head, self.flow, self._downstream.routing
+        if self._shared.pseudonym.in_fields(head.fields):
             self.fail(replies.LOOP)
             return
+        try:
+            place, self.target = routing.place(head)
+        except (Refusal, AddressError, HttpMessageError) as error:
+            self._refuse(error)
+            return
+        self.place = place
+        routing.note(flow, place)
+        if self.target:
+            flow.target = self.target
         authenticator = self._shared.authenticator
         if authenticator is None:
             self._route()
             return
-        access = authenticator.authenticate(self.head.fields)
+        access = authenticator.authenticate(head.fields)
         if isinstance(access, Deferred):
             self._wait(access.addCallback(self._authenticated))
         else:
@@ -128,21 +138,17 @@ class Asking:
         self.fail(_REFUSED[access], challenge=challenge)
 
     def _route(self) -> None:
-        routing, head, flow = self._downstream.routing, self.head, self.flow
         try:
-            self.place, self.target = routing.place(head)
-            place = self.place
-            if head.method == CONNECT:
+            if self.head.method == CONNECT:
                 self._open_tunnel()
                 return
-            flow.target = self.target
-            if hops_left(head) == 0:
+            if hops_left(self.head) == 0:
                 self._no_further()
                 return
-            if self._passed_on(place):
+            if self._shared.upstream_proxy is not None and self._passed_on():
                 return
-            found = routing.find(flow, place)
-        except (Refusal, AddressError, HttpMessageError) as error:
+            found = self._downstream.routing.find(self.flow, self.place)
+        except Refusal as error:
             self._refuse(error)
             return
         if isinstance(found, Deferred):
@@ -150,8 +156,9 @@ class Asking:
         else:
             self._found(found)
 
-    def _passed_on(self, place: Place) -> bool:
+    def _passed_on(self) -> bool:
         """Whether the next proxy is to find the way."""
+        place = self.place
         routing, proxy = self._downstream.routing, self._shared.upstream_proxy
         if proxy is None or not isinstance(routing, Forward) or not proxy.is_for(place.authority):
             return False
@@ -164,10 +171,9 @@ class Asking:
         routing, flow = self._downstream.routing, self.flow
         if not isinstance(routing, Forward):
             raise Refusal(replies.NOT_FOR_A_PROXY)
-        place = self.place
-        if self._passed_on(place):
+        if self._passed_on():
             return
-        found = routing.open(flow, place)
+        found = routing.open(flow, self.place)
         if isinstance(found, Deferred):
             self._wait(found.addCallback(self._found))
             return

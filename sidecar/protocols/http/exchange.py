@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -301,36 +301,19 @@ class Exchange(Asking):
 
     def respond(self, events: list[Event]) -> None:
         """A part of the response is there."""
-        answer = self._answer
         out: list[bytes] = []
-        section: Trailers | None = None
         ended = False
         for event in events:
             if isinstance(event, bytes):
-                assert answer is not None  # noqa: S101 - a head comes first
                 self.flow.received += len(event)
-                out.append(answer.piece(event))
+                out.append(cast("Answer", self._answer).piece(event))
             elif event is END:
                 ended = not self._interim
                 self._interim = False
-            elif isinstance(event, ResponseHead):
-                if event.status < _OK:
-                    if event.status == _SWITCHING_PROTOCOLS:
-                        self._switch(event, out)
-                        return
-                    self._interim = True
-                    if self.head.minor_version:
-                        out.append(interim(event, self._shared.pseudonym.via))
-                    continue
-                answer = self._begin_answer(event)
-                if answer is None:
-                    return
-                out.append(answer.head)
-            elif isinstance(event, Trailers):
-                section = event
+            elif not self._take(event, out):
+                return
         if ended:
-            assert answer is not None  # noqa: S101 - likewise
-            end = answer.end(section)
+            end = cast("Answer", self._answer).end()
             if end:
                 out.append(end)
         if out:
@@ -338,17 +321,38 @@ class Exchange(Asking):
         if ended:
             self._complete()
 
-    def _begin_answer(self, head: ResponseHead) -> Answer | None:
+    def _take(self, event: Event, out: list[bytes]) -> bool:
+        """Take a head, or trailers.
+
+        Returns:
+            Whether the exchange goes on as one.
+        """
+        if not isinstance(event, ResponseHead):
+            if isinstance(event, Trailers):
+                cast("Answer", self._answer).trailers = event.fields
+            return True
+        if event.status >= _OK:
+            return self._begin_answer(event, out)
+        if event.status == _SWITCHING_PROTOCOLS:
+            self._switch(event, out)
+            return False
+        self._interim = True
+        if self.head.minor_version:
+            out.append(interim(event, self._shared.pseudonym.via))
+        return True
+
+    def _begin_answer(self, head: ResponseHead, out: list[bytes]) -> bool:
         if self.proxy is not None and head.status == _PROXY_AUTHENTICATION_REQUIRED:
             # Its password is ours to know, not the client's.
             self._drop_upstream()
             self.fail(replies.UPSTREAM_PROXY_REFUSED)
-            return None
+            return False
         self.flow.status = head.status
         self._answer = answer = Answer(
             self.head, head, self._shared.pseudonym.via, may_go_on=self.request_done
         )
-        return answer
+        out.append(answer.head)
+        return True
 
     def _switch(self, head: ResponseHead, out: list[bytes]) -> None:
         """From here on the two speak another protocol (RFC 9110 §7.8)."""
@@ -446,6 +450,11 @@ class Exchange(Asking):
             flow.rule = rule
         flow.status = reply.status
         goes_on = head.keep_alive and self.request_done and not reply.closes
+        if head.method == CONNECT:
+            # What follows was meant for the tunnel, and may be there already: it must
+            # not be read as requests.
+            goes_on = False
+            self.request_done = False
         downstream.transport.write(
             replies.render(
                 reply,

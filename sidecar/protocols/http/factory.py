@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
@@ -35,7 +36,7 @@ __all__ = ["HTTPProxyFactory"]
 _LIMITS = HttpLimits()
 
 
-@implementer(IManyFlowsFactory)
+@implementer(IManyFlowsFactory, IProtocolNegotiationFactory)
 class HTTPProxyFactory(Factory):
     """An HTTP proxy: requests in absolute form, and CONNECT.
 
@@ -82,6 +83,10 @@ class HTTPProxyFactory(Factory):
         if isinstance(addr, (IPv4Address, IPv6Address)):
             source = SocketAddress.from_kernel((addr.host, addr.port))
         return self._serve(source, None)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """What is spoken in TLS: clients that offer no overlap would be turned away (ALPN)."""
+        return [b"http/1.1", b"http/1.0"]
 
     def socket_accepted(self, connection: socket.socket, flow: Flow) -> None:
         """Serve a socket of our own listeners' (IManyFlowsFactory)."""

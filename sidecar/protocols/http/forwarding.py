@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from sidecar.protocols.http.replies import ProxyError, Reply
 from sidecar.protocols.http.routing import Refusal
 from sidecar.wire.http1.messages import Framing
-from sidecar.wire.http1.writing import forwardable, received_by, request_head, response_head
+from sidecar.wire.http1.writing import (
+    forwardable,
+    forwardable_lines,
+    received_by,
+    request_head,
+    response_head,
+)
 
 if TYPE_CHECKING:
     from sidecar.protocols.http.routing import Place
@@ -27,6 +33,8 @@ _is_count = re.compile(rb"[0-9]{1,9}").fullmatch
 _opaque = re.compile(rb"(?:\A|,)[ \t]*(?:h2|http|tls)", re.IGNORECASE).search
 # What a request's own client need not read again, and others must not (RFC 9110 §9.3.8).
 _SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+# As `request_head` would write it.
+_PLAIN = b"%b %b HTTP/1.1\r\nHost: %b\r\n%bVia: %b\r\n\r\n"
 _NO_COUNT = Reply(
     400,
     ProxyError.HTTP_REQUEST_ERROR,
@@ -116,6 +124,16 @@ def request(
         via: As `Pseudonym.via`.
         proxy: Who gets it; None for the origin.
     """
+    plain = head.framing is Framing.NONE and head.upgrade is None and proxy is None
+    if plain and head.method not in _COUNTED and not (head.expect_continue or head.trailers):
+        # Nearly all are like this.
+        return _PLAIN % (
+            head.method,
+            target,
+            place.field,
+            forwardable_lines(head),
+            via[head.minor_version],
+        )
     fields = forwardable(head.fields, head.options)
     if head.method in _COUNTED:
         fields = [_one_hop_less(field) for field in fields]

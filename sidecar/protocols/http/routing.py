@@ -44,6 +44,7 @@ _KEPT_SECONDS = 1.0
 _KEPT_PLACES = 1024
 
 _HTTP_PORT = 80
+_SCHEME_BYTES = len(b"http://")
 _UNSPECIFIED = "::"
 _CONNECT = b"CONNECT"
 
@@ -120,11 +121,14 @@ class Routing(Typed):
             HttpMessageError: Its target is none.
         """
 
+    def note(self, flow: Flow, place: Place) -> None:
+        """Take down whom a request names, before anything is decided."""
+
     def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
         """Decide, and find out what to dial.
 
         Args:
-            flow: Gains host, destination, reason and rule.
+            flow: Noted; gains destination, reason and rule.
             place: From `place`.
 
         Returns:
@@ -157,14 +161,15 @@ class _ByName:
     def __init__(self, judge: Judge, resolver: INameResolver) -> None:
         self._judge = judge
         self._resolver = resolver
-        self._found: dict[Place, _Found] = {}
+        # By what the place is called: a name or address, and a port.
+        self._found: dict[bytes, _Found] = {}
 
     def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
         """As `Routing.find`."""
         flow.names_known = True
-        flow.host = host = place.host
+        host = place.host
         policy = self._judge.policy
-        found = self._found.get(place)
+        found = self._found.get(place.field)
         if found is not None and found.policy is policy and found.until >= flow.started_monotonic:
             flow.reason = found.reason
             flow.rule = found.rule
@@ -196,7 +201,7 @@ class _ByName:
         if len(self._found) >= _KEPT_PLACES:
             self._found.clear()
         until = time.monotonic() + _KEPT_SECONDS
-        self._found[place] = _Found(policy, until, addresses, flow.reason, flow.rule)
+        self._found[place.field] = _Found(policy, until, addresses, flow.reason, flow.rule)
         return addresses
 
 
@@ -205,23 +210,44 @@ class Forward(_ByName):
 
     kind = ListenerKind.HTTP_PROXY
 
+    def __init__(self, judge: Judge, resolver: INameResolver) -> None:
+        super().__init__(judge, resolver)
+        # By scheme and authority, as clients write them.
+        self._places: dict[bytes, Place] = {}
+
     def place(self, head: RequestHead) -> tuple[Place, bytes]:
         """As `Routing.place`."""
+        # A target that goes on where a known authority ends has the same: no blank or
+        # fragment is in it (`sidecar.wire.http1.screening`).
+        end = head.target.find(b"/", _SCHEME_BYTES)
+        known = self._places.get(head.target[:end]) if end > 0 else None
+        if known is not None and head.method != _CONNECT:
+            return known, head.target[end:]
         target = parse_target(head.method, head.target)
         if target.form is TargetForm.ABSOLUTE:
             if target.scheme != b"http":
                 raise Refusal(_unsupported(target.scheme))
-            return place_of(target.authority), target.origin
+            place = place_of(target.authority)
+            if end > 0 and b"?" not in head.target[:end]:
+                if len(self._places) >= _KEPT_PLACES:
+                    self._places.clear()
+                self._places[head.target[:end]] = place
+            return place, target.origin
         if target.form is TargetForm.AUTHORITY:
             return place_of(target.authority, None), b""
         raise Refusal(replies.NOT_FOR_A_PROXY)
 
-    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
-        """As `Routing.find`."""
-        flow.destination_from = DestinationSource.REQUEST
-        if place.host is not None:
-            flow.host_from = HostSource.HOST
-        return super().find(flow, place)
+    def note(self, flow: Flow, place: Place) -> None:
+        """As `Routing.note`."""
+        tunnel = flow.method == _CONNECT
+        flow.destination_from = DestinationSource.CONNECT if tunnel else DestinationSource.REQUEST
+        if tunnel:
+            flow.protocol = Protocol.TCP
+        if place.host is None:
+            flow.destination = place.address
+        else:
+            flow.host = place.host
+            flow.host_from = HostSource.CONNECT if tunnel else HostSource.HOST
 
     def open(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses] | None:
         """As `find`, for a tunnel.
@@ -229,12 +255,8 @@ class Forward(_ByName):
         Returns:
             None where only the name that the client is going to say inside can tell.
         """
-        flow.protocol = Protocol.TCP
-        flow.destination_from = DestinationSource.CONNECT
         if place.address is None:
-            flow.host_from = HostSource.CONNECT
-            return super().find(flow, place)
-        flow.destination = place.address
+            return self.find(flow, place)
         decision = self._judge.policy.decide(flow)
         if decision.outcome is Outcome.NEED_MORE:
             return None
@@ -251,18 +273,9 @@ class Forward(_ByName):
         """
         policy = self._judge.policy
         flow.names_known = True
-        if flow.method == _CONNECT:
-            flow.protocol = Protocol.TCP
-            flow.destination_from = DestinationSource.CONNECT
-        else:
-            flow.destination_from = DestinationSource.REQUEST
-        if place.address is not None:
-            flow.destination = place.address
+        if place.host is None:
             _take(policy.decide(flow), flow)
             return
-        assert place.host is not None  # noqa: S101 - the one or the other
-        flow.host = place.host
-        flow.host_from = HostSource.CONNECT if flow.method == _CONNECT else HostSource.HOST
         decision = policy.judge_name(place.host, place.authority.port)
         if decision.outcome is not Outcome.NEED_MORE:
             _take(decision, flow)
@@ -305,6 +318,12 @@ class _ByHost:
         address = None if place.address is None else SocketAddress(place.address.host, port)
         return Place(place.host, address, Authority(host, port), place.field), target.origin
 
+    def note(self, flow: Flow, place: Place) -> None:
+        """As `Routing.note`."""
+        if place.host is not None:
+            flow.host = place.host
+            flow.host_from = HostSource.HOST
+
 
 class Named(_ByHost):
     """Requests that go to the name in Host, at the listener's port.
@@ -322,7 +341,6 @@ class Named(_ByHost):
         """As `Routing.find`."""
         if place.host is None:
             raise Refusal(replies.denied(Reason.NO_NAME.value))
-        flow.host_from = HostSource.HOST
         return self._names.find(flow, place)
 
 
@@ -348,15 +366,16 @@ class Intercepted(_ByHost):
         self._destination = destination
         self._found_by = found_by
 
+    def note(self, flow: Flow, place: Place) -> None:
+        """As `Routing.note`."""
+        super().note(flow, place)
+        flow.destination = self._destination
+        flow.destination_from = self._found_by
+
     def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
         """As `Routing.find`."""
         destination, judge = self._destination, self._judge
-        flow.destination = destination
-        flow.destination_from = self._found_by
         flow.names_known = True
-        flow.host = place.host
-        if place.host is not None:
-            flow.host_from = HostSource.HOST
         policy = judge.policy
         decision = policy.decide(flow)
         _take(decision, flow)

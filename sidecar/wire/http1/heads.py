@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from sidecar.wire.http1.errors import HttpMessageError, HttpMessageReason
 from sidecar.wire.http1.fields import split_fields, split_fields_alone
-from sidecar.wire.http1.messages import Framing, RequestHead, ResponseHead, Trailers
-
-if TYPE_CHECKING:
-    from sidecar.wire.http1.messages import Fields
+from sidecar.wire.http1.messages import Fields, Framing, RequestHead, ResponseHead, Trailers
+from sidecar.wire.http1.repeated import Repeated
 
 __all__ = ["read_request", "read_response", "read_trailers"]
 
-_SWITCHING_PROTOCOLS = 101
+_CONNECT = b"CONNECT"
 _OK = 200
 _NO_CONTENT = 204
 _MULTIPLE_CHOICES = 300
@@ -44,6 +41,11 @@ _is_length = re.compile(rb"[0-9]{1,18}").fullmatch
 # RFC 3986 §3.2.2 and §3.2.3; user information is none of Host's (RFC 9110 §4.2.4).
 _is_host = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+").fullmatch
 
+# Requests of HTTP/1.1 other than CONNECT: what their sections say doesn't depend on
+# anything else.
+_requests: Repeated[RequestHead] = Repeated()
+_responses: Repeated[tuple[Fields, dict[bytes, bytes]]] = Repeated()
+
 
 def read_request(method: bytes, target: bytes, minor_version: int, section: bytes) -> RequestHead:
     """Read the head of a request.
@@ -55,14 +57,36 @@ def read_request(method: bytes, target: bytes, minor_version: int, section: byte
     Raises:
         HttpMessageError: It can be read in two ways, or is for nobody.
     """
+    usual = minor_version and method != _CONNECT
+    if usual and (said := _requests.get(section)) is not None:
+        return RequestHead(
+            method,
+            target,
+            1,
+            said.fields,
+            said.host,
+            said.framing,
+            said.length,
+            said.options,
+            said.keep_alive,
+            said.expect_continue,
+            said.upgrade,
+            said.trailers,
+            section,
+        )
     fields = split_fields(section)
     if fields is None:
-        _request(method, target, minor_version, split_fields_alone(section))
+        _request(method, target, minor_version, split_fields_alone(section), section)
         raise HttpMessageError(HttpMessageReason.FIELDS)
-    return _request(method, target, minor_version, fields)
+    request = _request(method, target, minor_version, fields, section)
+    if usual:
+        _requests.keep(section, request)
+    return request
 
 
-def _request(method: bytes, target: bytes, minor_version: int, fields: Fields) -> RequestHead:
+def _request(
+    method: bytes, target: bytes, minor_version: int, fields: Fields, section: bytes
+) -> RequestHead:
     known = _known_fields(fields)
     host = known.get(b"host")
     if host is None:
@@ -71,7 +95,7 @@ def _request(method: bytes, target: bytes, minor_version: int, fields: Fields) -
     elif not _is_host(host):
         raise HttpMessageError(HttpMessageReason.HOST)
     framing, length = _framing(known, minor_version)
-    if method == b"CONNECT":
+    if method == _CONNECT:
         if length or framing is Framing.CHUNKED:
             raise HttpMessageError(HttpMessageReason.CONNECT_CONTENT)
         framing = Framing.NONE
@@ -96,6 +120,7 @@ def _request(method: bytes, target: bytes, minor_version: int, fields: Fields) -
         expect is not None,
         known.get(b"upgrade") if minor_version and b"upgrade" in options else None,
         coding is not None and b"trailers" in _members(coding),
+        section,
     )
 
 
@@ -112,22 +137,32 @@ def read_response(
     Raises:
         HttpMessageError: It can be read in two ways.
     """
-    fields = split_fields(section)
-    if fields is None:
-        alone = split_fields_alone(section)
-        _response(minor_version, status, reason, alone, request_method)
-        raise HttpMessageError(HttpMessageReason.FIELDS)
-    return _response(minor_version, status, reason, fields, request_method)
+    said = _responses.get(section)
+    if said is None:
+        fields = split_fields(section)
+        if fields is None:
+            alone = split_fields_alone(section)
+            said = alone, _known_fields(alone)
+            _response(minor_version, status, reason, said, request_method, section)
+            raise HttpMessageError(HttpMessageReason.FIELDS)
+        said = fields, _known_fields(fields)
+        _responses.keep(section, said)
+    return _response(minor_version, status, reason, said, request_method, section)
 
 
 def _response(
-    minor_version: int, status: int, reason: bytes, fields: Fields, request_method: bytes
+    minor_version: int,
+    status: int,
+    reason: bytes,
+    said: tuple[Fields, dict[bytes, bytes]],
+    request_method: bytes,
+    section: bytes,
 ) -> ResponseHead:
-    known = _known_fields(fields)
+    fields, known = said
     options = _options(known.get(b"connection"))
     keep_alive = b"close" not in options and (bool(minor_version) or b"keep-alive" in options)
     content_length: int | None
-    if request_method == b"CONNECT" and _OK <= status < _MULTIPLE_CHOICES:
+    if request_method == _CONNECT and _OK <= status < _MULTIPLE_CHOICES:
         # RFC 9110 §9.3.6: it has neither, whatever it says.
         framing, length, content_length = Framing.NONE, 0, None
     else:
@@ -152,6 +187,7 @@ def _response(
         options,
         keep_alive,
         known.get(b"upgrade") if minor_version and b"upgrade" in options else None,
+        section,
     )
 
 

@@ -5,7 +5,7 @@ head, any pieces of the body, perhaps Trailers, END
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from sidecar.wire.http1.errors import HttpMessageError, HttpMessageReason
@@ -67,6 +67,7 @@ class RequestHead:
         expect_continue: Whether it waits for 100 (RFC 9110 §10.1.1); never in HTTP/1.0.
         upgrade: Upgrade's value where Connection nominates it; never in HTTP/1.0.
         trailers: Whether the client wants trailers (RFC 9110 §10.1.4).
+        section: The lines that `fields` are, as they were received.
     """
 
     method: bytes
@@ -81,6 +82,7 @@ class RequestHead:
     expect_continue: bool
     upgrade: bytes | None
     trailers: bool
+    section: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ class ResponseHead:
         options: What Connection nominates, in lower case.
         keep_alive: Whether another request may be sent when this is at its end.
         upgrade: Upgrade's value where Connection nominates it; never in HTTP/1.0.
+        section: The lines that `fields` are, as they were received.
     """
 
     status: int
@@ -111,6 +114,7 @@ class ResponseHead:
     options: frozenset[bytes]
     keep_alive: bool
     upgrade: bytes | None
+    section: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def interim(self) -> bool:

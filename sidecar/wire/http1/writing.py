@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sidecar.wire.http1.messages import Framing
+from sidecar.wire.http1.repeated import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sidecar.wire.http1.messages import Fields
+    from sidecar.wire.http1.messages import Fields, RequestHead, ResponseHead
 
 __all__ = [
     "LAST_CHUNK",
     "chunk",
     "forwardable",
+    "forwardable_lines",
     "received_by",
     "request_head",
     "response_head",
@@ -71,6 +73,20 @@ def forwardable(fields: Fields, options: frozenset[bytes]) -> Fields:
     """
     dropped = _DROPPED if options <= _PLAIN_OPTIONS else _DROPPED | (options - _KEPT)
     return [field for field in fields if field[0].lower() not in dropped]
+
+
+def forwardable_lines(head: RequestHead | ResponseHead) -> bytes:
+    """Return a head's `forwardable` fields as lines, each with its end."""
+    lines = _lines.get(head.section)
+    if lines is None:
+        fields = forwardable(head.fields, head.options)
+        lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        if head.section:
+            _lines.keep(head.section, lines)
+    return lines
+
+
+_lines: Repeated[bytes] = Repeated()
 
 
 def received_by(fields: Fields) -> Iterator[bytes]:

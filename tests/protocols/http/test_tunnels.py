@@ -252,16 +252,19 @@ class TestConnect:
             authority = proxy.authority
             proxy.origin.close()
             client = proxy.client()
-            client.send(b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % authority)
+            inside = b"GET http://nowhere.test/ HTTP/1.1\r\nHost: x\r\n\r\n"
+            client.send(b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n%b" % (authority, inside))
             assert 502 == client.status()
-            client.send(b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % authority)
-            assert 502 == client.status()
+            # What was meant for the tunnel is no request.
+            client.send(inside)
+            assert b"" == client.expect_end()
+            assert 1 == len(proxy.flows)
 
     def test_loop(self) -> None:
         """Nor to ourselves (CASES L1)."""
         with proxying() as proxy:
-            client = proxy.client()
             for host in (b"127.0.0.1", b"0.0.0.0", b"origin.test", b"[::ffff:127.0.0.1]"):
+                client = proxy.client()
                 client.send(b"CONNECT %b:%d HTTP/1.1\r\nHost: x\r\n\r\n" % (host, proxy.port))
                 assert 508 == client.status()
 
