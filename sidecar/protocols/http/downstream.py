@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sidecar.protocols.http.replies import Reply
     from sidecar.protocols.http.routing import Routing
     from sidecar.protocols.http.shared import Shared
+    from sidecar.protocols.http.upstream import Upstream
     from sidecar.relay.protocol import Stream
     from sidecar.wire.http1.messages import RequestHead
 
@@ -108,6 +109,9 @@ class Downstream:
     Attributes:
         transport: Twisted's, or one of ours.
         congested: The client doesn't take what it is sent.
+        ended: It has sent its last byte.
+        pinned: A connection to a server that knows this client by it, and serves
+            nobody else; None if there is none.
         since: When the present state began, as `time.monotonic`.
     """
 
@@ -127,6 +131,7 @@ class Downstream:
         "_taker",
         "congested",
         "ended",
+        "pinned",
         "routing",
         "shared",
         "since",
@@ -166,6 +171,7 @@ class Downstream:
         self._patience = 0.0
         self.congested = False
         self.ended = False
+        self.pinned: Upstream | None = None
         self.since = time.monotonic()
 
     # Protocol
@@ -217,7 +223,8 @@ class Downstream:
                 self.abort()
         else:
             if state is _WAITING and self._reader.started:
-                self._answer_nobody(FlowEnd.HTTP_REQUEST_ERROR)
+                # Nobody is left to hear an answer, but it is logged.
+                self.flow().deny("http_incomplete", FlowEnd.HTTP_REQUEST_ERROR)
             self.close()
 
     def writeConnectionLost(self) -> None:
@@ -229,6 +236,8 @@ class Downstream:
         """Gone, by our wish or theirs."""
         state, self._state = self._state, _CLOSED
         self.shared.patrol.discard(self)
+        if self.pinned is not None:
+            self.pinned.close()
         if state is _TAKEN and self._taker is not None:
             self._taker.client_lost(reason)
         elif self._exchange is not None:
@@ -283,17 +292,10 @@ class Downstream:
     def refuse_unread(self, reply: Reply) -> None:
         """Answer what is no request yet, and close; it is logged as one."""
         flow = self.flow()
-        flow.reason = reply.reason
         flow.status = reply.status
         self.transport.write(replies.render(reply))
-        flow.finish(reply.end)
+        flow.deny(reply.reason, reply.end)
         self.linger()
-
-    def _answer_nobody(self, end: FlowEnd) -> None:
-        """Log a request that was broken off."""
-        flow = self.flow()
-        flow.reason = "http_incomplete"
-        flow.finish(end)
 
     def flow(self) -> Flow:
         """The flow of a request that begins now."""
@@ -401,6 +403,8 @@ class Downstream:
 
     def left(self) -> None:
         """Whoever had the socket has closed it."""
+        if self.pinned is not None:
+            self.pinned.close()
         if self._state is not _CLOSED:
             self._state = _CLOSED
             self._taker = None

@@ -20,7 +20,12 @@ from sidecar.names.verifying import Off
 from sidecar.protocols.http import replies
 from sidecar.protocols.http.answer import Answer, interim, switching
 from sidecar.protocols.http.asking import CONNECT, Asking
-from sidecar.protocols.http.forwarding import own_answer, request, upgradable
+from sidecar.protocols.http.forwarding import (
+    names_connection,
+    own_answer,
+    request,
+    upgradable,
+)
 from sidecar.protocols.http.inside import Inside
 from sidecar.protocols.http.tunnel import Tunnel
 from sidecar.protocols.http.upstream import Upstream
@@ -157,6 +162,11 @@ class Exchange(Asking):
         head, pool = self.head, self._shared.pool
         if head.method != CONNECT:
             repeatable = head.framing is Framing.NONE and head.method in _REPEATABLE
+            pinned = self._downstream.pinned
+            if pinned is not None and pinned.key in (self.proxy, *self.addresses):
+                self._downstream.pinned = None
+                self._forward(pinned, repeatable=repeatable)
+                return
             for key in (self.proxy,) if self.proxy else self.addresses:
                 upstream = pool.take(key, repeatable=repeatable)
                 if upstream is not None:
@@ -348,6 +358,9 @@ class Exchange(Asking):
             self.fail(replies.UPSTREAM_PROXY_REFUSED)
             return False
         self.flow.status = head.status
+        upstream = self._upstream
+        if upstream is not None and names_connection(self.head, head):
+            upstream.owner = self._downstream
         self._answer = answer = Answer(
             self.head, head, self._shared.pseudonym.via, may_go_on=self.request_done
         )

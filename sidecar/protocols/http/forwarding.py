@@ -6,7 +6,7 @@ import re
 from os import urandom
 from typing import TYPE_CHECKING
 
-from sidecar.protocols.http.replies import ProxyError, Reply
+from sidecar.protocols.http import replies
 from sidecar.protocols.http.routing import Refusal
 from sidecar.wire.http1.messages import Framing
 from sidecar.wire.http1.writing import (
@@ -20,9 +20,16 @@ from sidecar.wire.http1.writing import (
 if TYPE_CHECKING:
     from sidecar.protocols.http.routing import Place
     from sidecar.upstream_proxy import UpstreamProxy
-    from sidecar.wire.http1.messages import Fields, RequestHead
+    from sidecar.wire.http1.messages import Fields, RequestHead, ResponseHead
 
-__all__ = ["Pseudonym", "hops_left", "own_answer", "request", "upgradable"]
+__all__ = [
+    "Pseudonym",
+    "hops_left",
+    "names_connection",
+    "own_answer",
+    "request",
+    "upgradable",
+]
 
 _TRACE = b"TRACE"
 _OPTIONS = b"OPTIONS"
@@ -31,16 +38,12 @@ _COUNTED = frozenset({_TRACE, _OPTIONS})
 _is_count = re.compile(rb"[0-9]{1,9}").fullmatch
 # What would carry requests that nobody judges, or hide whom they are for.
 _opaque = re.compile(rb"(?:\A|,)[ \t]*(?:h2|http|tls)", re.IGNORECASE).search
+_UNAUTHORIZED = 401
+_of_connection = re.compile(rb"(?:ntlm|negotiate|kerberos|nego2)\b", re.IGNORECASE).match
 # What a request's own client need not read again, and others must not (RFC 9110 §9.3.8).
 _SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 # As `request_head` would write it.
 _PLAIN = b"%b %b HTTP/1.1\r\nHost: %b\r\n%bVia: %b\r\n\r\n"
-_NO_COUNT = Reply(
-    400,
-    ProxyError.HTTP_REQUEST_ERROR,
-    "http_max_forwards",
-    "the request's Max-Forwards is no number",
-)
 
 
 class Pseudonym:
@@ -76,7 +79,7 @@ def hops_left(head: RequestHead) -> int | None:
     if not values:
         return None
     if len(values) > 1 or not _is_count(values[0]):
-        raise Refusal(_NO_COUNT)
+        raise Refusal(replies.MAX_FORWARDS)
     return int(values[0])
 
 
@@ -106,6 +109,24 @@ def upgradable(head: RequestHead) -> bytes | None:
     if offered is None or head.framing is not Framing.NONE or _opaque(offered):
         return None
     return offered
+
+
+def names_connection(head: RequestHead, response: ResponseHead) -> bool:
+    """Whether a server may take a user's name for that of the connection.
+
+    Some do where the user is known by NTLM or Negotiate (RFC 4559 §6), so that whoever
+    uses the connection next would be that user.
+    """
+    if response.status == _UNAUTHORIZED:
+        return any(
+            name.lower() == b"www-authenticate" and _of_connection(value)
+            for name, value in response.fields
+        )
+    if b"uthorization" not in head.section:
+        return False
+    return any(
+        name.lower() == b"authorization" and _of_connection(value) for name, value in head.fields
+    )
 
 
 def request(

@@ -42,13 +42,10 @@ if TYPE_CHECKING:
     from sidecar.names.verifying import Addresses
     from sidecar.protocols.http.downstream import Downstream
 
-__all__ = ["INSIDE", "NAME_MISMATCH", "Inside"]
+__all__ = ["INSIDE", "Inside"]
 
 INSIDE = 4
 """Why a client isn't read: what it says inside of its tunnel is being judged."""
-
-NAME_MISMATCH = "name_mismatch"
-"""The reason of a denial: the name inside isn't the one that was asked for."""
 
 # A fatal access_denied alert (RFC 8446 §6.2) in a TLS 1.2 record.
 _ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
@@ -161,7 +158,7 @@ class Inside:
         """See whether a client that has begun to speak gets to its name."""
         begun = self._begun if self._peek is not None else 0.0
         if begun and now - begun > self._shared.judge.patience:
-            self._deny("peek_timeout")
+            self.deny("peek_timeout")
 
     def _silent(self) -> None:
         self._timer = None
@@ -215,7 +212,7 @@ class Inside:
 
     def looped(self) -> None:
         """The connection came back to one of our own listeners."""
-        self._deny(FlowEnd.PROXY_LOOP_DETECTED.value, end=FlowEnd.PROXY_LOOP_DETECTED)
+        self.deny(FlowEnd.PROXY_LOOP_DETECTED.value, end=FlowEnd.PROXY_LOOP_DETECTED)
 
     # The verdict
 
@@ -226,14 +223,14 @@ class Inside:
         flow.names_known = True
         if flow.problem is not None:
             # Two readers could take it for two names.
-            self._deny(flow.problem)
+            self.deny(flow.problem)
             return
         inner, name = flow.host, self._name
         if name is not None:
             flow.host = name
             flow.host_from = HostSource.CONNECT
             if inner is not None and inner != name:
-                self._deny(NAME_MISMATCH)
+                self.deny("name_mismatch")
                 return
         if flow.destination is None:
             # The next proxy alone knows it; the name was judged.
@@ -241,7 +238,7 @@ class Inside:
             return
         decision = self._shared.judge.policy.decide(flow)
         if decision.outcome is not Outcome.ALLOW:
-            self._deny(decision.reason.value, decision.rule_with_place, decision.hint)
+            self.deny(decision.reason.value, decision.rule_with_place, decision.hint)
             return
         if not self._judged_again:
             self._join()
@@ -270,10 +267,10 @@ class Inside:
             return
         error = failure.value
         if isinstance(error, VerificationError):
-            self._deny(error.reason, self._flow.rule, end=error.end)
+            self.deny(error.reason, self._flow.rule, end=error.end)
         else:
             self._log.failure("bug while a tunnel was being judged; denied", failure)
-            self._deny("internal_error")
+            self.deny("internal_error")
 
     def _allowed(self, addresses: Addresses) -> None:
         judge = self._shared.judge
@@ -288,7 +285,7 @@ class Inside:
         if reason is None:
             self._go(addresses)
         else:
-            self._deny(reason)
+            self.deny(reason)
 
     # The upstream
 
@@ -314,7 +311,7 @@ class Inside:
             self._flow.upstream = address
             self._join_to(outcome, b"")
         elif isinstance(outcome, ProxyLoopDetected):
-            self._deny(outcome.end.value, end=outcome.end)
+            self.deny(outcome.end.value, end=outcome.end)
         elif others:
             self._dial_next(others)
         else:
@@ -339,7 +336,7 @@ class Inside:
 
     # Ends
 
-    def _deny(
+    def deny(
         self, reason: str, rule: str | None = None, hint: str = "", end: FlowEnd = FlowEnd.DENIED
     ) -> None:
         """Refuse, and tell the client in its own language."""

@@ -43,6 +43,7 @@ __all__ = [
     "INTERNAL_ERROR",
     "INVALID_HOST",
     "LOOP",
+    "MAX_FORWARDS",
     "NOT_FOR_A_PROXY",
     "REQUEST_TIMEOUT",
     "RESPONSE_INCOMPLETE",
@@ -176,6 +177,12 @@ AUTHENTICATION_BUSY = Reply(
     "authentication_busy",
     "too many passwords are being checked",
     retry_after=_RETRY_AFTER,
+)
+MAX_FORWARDS = Reply(
+    400,
+    ProxyError.HTTP_REQUEST_ERROR,
+    "http_max_forwards",
+    "the request's Max-Forwards is no number",
 )
 REQUEST_TIMEOUT = Reply(
     408,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from sidecar.protocols.http.downstream import Downstream
     from sidecar.protocols.http.exchange import Exchange
     from sidecar.protocols.http.shared import Shared
     from sidecar.upstream_proxy import UpstreamProxy
@@ -38,6 +39,8 @@ class Upstream:
     Attributes:
         reused: Whether it has served a request before.
         heard: Whether any byte came since the request was sent.
+        owner: The one client that it may serve; None for all. Some servers take a
+            user's name for the connection's (NTLM, Negotiate: RFC 4559 §6).
         transport: Its transport.
     """
 
@@ -49,6 +52,7 @@ class Upstream:
         "address",
         "heard",
         "key",
+        "owner",
         "reused",
         "transport",
     )
@@ -72,6 +76,7 @@ class Upstream:
         self.key = key
         self.reused = False
         self.heard = False
+        self.owner: Downstream | None = None
         guard = shared.runtime.guard
         if guard.tracks_upstreams:
             self._local = SocketAddress.from_kernel(sock.getsockname())
@@ -82,7 +87,7 @@ class Upstream:
     def looped(self) -> None:
         """The connection came back to one of our own listeners."""
         exchange = self._exchange
-        self._shared.pool.discard(self)
+        self._forget()
         self.abort()
         if exchange is not None:
             exchange.looped()
@@ -106,16 +111,25 @@ class Upstream:
         """The exchange is over, and the connection as good as before."""
         self._exchange = None
         self.reused = True
-        if self.transport.connected and not self._reader.started and self._reader.error is None:
+        if not self.transport.connected or self._reader.started or self._reader.error is not None:
+            self.close()
+        elif self.owner is None:
             self._shared.pool.put(self)
         else:
-            self.close()
+            self.owner.pinned = self
 
     def close(self) -> None:
         """Nothing is under way, and nothing more shall be."""
         self._exchange = None
-        self._shared.pool.discard(self)
+        self._forget()
         self.transport.loseConnection()
+
+    def _forget(self) -> None:
+        """Be nobody's idle connection."""
+        if self.owner is None:
+            self._shared.pool.discard(self)
+        elif self.owner.pinned is self:
+            self.owner.pinned = None
 
     def abort(self) -> None:
         """What is under way is over, and the connection with it."""
@@ -186,7 +200,7 @@ class Upstream:
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone."""
-        self._shared.pool.discard(self)
+        self._forget()
         if self._local is not None:
             self._shared.runtime.guard.remove_upstream(self._local)
         exchange, self._exchange = self._exchange, None

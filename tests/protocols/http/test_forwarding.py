@@ -564,6 +564,37 @@ class TestConnections:
             assert 0 == len(proxy.factory.shared.pool)
             client.expect_nothing()
 
+    @pytest.mark.parametrize("challenged", [True, False])
+    def test_pinned(self, challenged: bool) -> None:
+        """A connection that a server may take for a user's serves that client alone."""
+        with proxying() as proxy:
+            first = proxy.client()
+            negotiating = b"Authorization: Negotiate abc\r\n"
+            proxy.request(first, fields=b"" if challenged else negotiating)
+            server = proxy.origin.accept()
+            server.expect_head()
+            if challenged:
+                server.send(
+                    b"HTTP/1.1 401 No\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n"
+                )
+                assert b"401 No" in first.expect_head()
+            else:
+                server.send(OK)
+                first.expect(SERVED)
+            second = proxy.client()
+            proxy.request(second)
+            other = proxy.origin.accept()
+            other.expect_head()
+            other.send(OK)
+            second.expect(SERVED)
+            proxy.request(first, fields=negotiating)
+            server.expect_head()
+            server.send(OK)
+            first.expect(SERVED)
+            first.close()
+            assert b"" == server.expect_end()
+            assert 1 == len(proxy.factory.shared.pool)
+
     def repeated(self, proxy: Proxying, method: bytes, fields: bytes = b"") -> int:
         """Send a request on a connection that dies of it; how often it was sent besides."""
         client = proxy.client()
@@ -685,6 +716,15 @@ class TestConnections:
             client.finish()
             server.expect_reset()
             assert FlowEnd.CLIENT_RESET == proxy.flow.end
+
+    def test_client_gone_in_its_head(self) -> None:
+        """A head that is broken off is logged, with nobody to answer."""
+        with proxying() as proxy:
+            client = proxy.client()
+            client.send(b"GET http://")
+            client.finish()
+            assert b"" == client.expect_end()
+            assert ("http_incomplete", Verdict.DENY) == (proxy.flow.reason, proxy.flow.verdict)
 
     def test_shut_down(self) -> None:
         """A process that ends says so in the line."""
