@@ -75,6 +75,8 @@ def reach_through(
     proxy: UpstreamProxy,
     authority: Authority,
     done: Done,
+    *,
+    via: bytes | None = None,
 ) -> Reaching | None:
     """Connect to a proxy and have it open a tunnel (CONNECT, RFC 9110 §9.3.6).
 
@@ -84,11 +86,13 @@ def reach_through(
         authority: Where the tunnel leads; a name is resolved by the proxy.
         done: As `reach_proxy`: a plain TCP socket, and the proxy's address. Everything
             that followed the proxy's reply is still in the socket, unread.
+        via: As `connect_request`: without it, two proxies that are each other's next
+            one would pass a request to and fro.
 
     Returns:
         What can be cancelled; None if `done` was called.
     """
-    return _pending(Reaching(runtime, resolver, proxy, authority, done))
+    return _pending(Reaching(runtime, resolver, proxy, authority, done, via))
 
 
 def _pending(reaching: Reaching) -> Reaching | None:
@@ -118,7 +122,16 @@ class Reaching:
         pending: Whether `done` is yet to be called.
     """
 
-    __slots__ = ("_attempt", "_authority", "_done", "_left", "_proxy", "_runtime", "pending")
+    __slots__ = (
+        "_attempt",
+        "_authority",
+        "_done",
+        "_left",
+        "_proxy",
+        "_runtime",
+        "_via",
+        "pending",
+    )
     _log = Logger()
 
     def __init__(
@@ -128,11 +141,13 @@ class Reaching:
         proxy: UpstreamProxy,
         authority: Authority | None,
         done: Done,
+        via: bytes | None = None,
     ) -> None:
         self._runtime = runtime
         self._proxy = proxy
         self._authority = authority
         self._done = done
+        self._via = via
         self._left: list[SocketAddress] = []
         self._attempt: Dial | _Asking | Deferred[tuple[str, ...]] | None = None
         self.pending = True
@@ -192,7 +207,13 @@ class Reaching:
             self._finish(outcome, address)
         else:
             self._attempt = _Asking(
-                self._runtime, self._proxy, self._authority, outcome, address, self._finish
+                self._runtime,
+                self._proxy,
+                self._authority,
+                outcome,
+                address,
+                self._finish,
+                self._via,
             )
 
 
@@ -225,6 +246,7 @@ class _Asking:
         sock: socket.socket,
         address: SocketAddress,
         done: Done,
+        via: bytes | None,
     ) -> None:
         self._runtime = runtime
         self._proxy = proxy
@@ -234,7 +256,7 @@ class _Asking:
         self._done = done
         self._reply = ConnectReply()
         self._tail = b""
-        self._unsent = connect_request(self._authority.encode(), proxy.authorization)
+        self._unsent = connect_request(self._authority.encode(), proxy.authorization, via)
         # Rules that catch our own connections bring this one back to us as well.
         self._local = SocketAddress.from_kernel(sock.getsockname())
         runtime.guard.add_upstream(self._local, self)

@@ -23,12 +23,15 @@ _not_visible = re.compile(rb"[^\x21-\x7e]").search
 _not_value = re.compile(rb"[^\x20-\x7e]").search
 
 
-def connect_request(authority: bytes, authorization: bytes | None = None) -> bytes:
+def connect_request(
+    authority: bytes, authorization: bytes | None = None, via: bytes | None = None
+) -> bytes:
     """Write the request.
 
     Args:
         authority: ``host:port``, IPv6 in brackets; visible ASCII.
         authorization: The value of Proxy-Authorization; None for none.
+        via: The value of Via (RFC 9110 §7.6.3), of who passes a request on; None for none.
 
     Raises:
         ValueError: A byte that would end the line or the field.
@@ -40,6 +43,10 @@ def connect_request(authority: bytes, authorization: bytes | None = None) -> byt
         if _not_value(authorization):
             raise ValueError("a credential is printable ASCII")
         head += b"Proxy-Authorization: %b\r\n" % authorization
+    if via is not None:
+        if _not_value(via):
+            raise ValueError("Via is printable ASCII")
+        head += b"Via: %b\r\n" % via
     return head + b"\r\n"
 
 

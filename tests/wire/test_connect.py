@@ -26,6 +26,13 @@ class TestRequest:
         )
         assert expected == connect_request(b"[2001:db8::1]:443", b"Basic Og==")
 
+    def test_via(self) -> None:
+        """Who passes a request on says so."""
+        expected = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nVia: 1.1 x, 1.1 y\r\n\r\n"
+        assert expected == connect_request(b"a:443", via=b"1.1 x, 1.1 y")
+        with pytest.raises(ValueError, match="ASCII"):
+            connect_request(b"a:443", via=b"1.1 x\r\nX: y")
+
     @pytest.mark.parametrize(
         ("authority", "authorization"),
         [

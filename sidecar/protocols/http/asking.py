@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from sidecar.errors import AddressError, SidecarError
+from sidecar.errors import AddressError, AddressRefused, SidecarError
 from sidecar.flow import Protocol
 from sidecar.policy import Outcome
 from sidecar.protocols.http import replies
@@ -102,20 +102,29 @@ class Asking:
 
     # The questions
 
+    def _identify(self) -> bool:
+        """Whom is it for?
+
+        Returns:
+            Whether it is for anybody; if not, it is answered.
+        """
+        routing = self._downstream.routing
+        try:
+            self.place, self.target = routing.place(self.head)
+        except (Refusal, AddressError, HttpMessageError) as error:
+            self._refuse(error)
+            return False
+        routing.note(self.flow, self.place)
+        if self.target:
+            self.flow.target = self.target
+        return True
+
     def _ask(self) -> None:
-        head, flow, routing = self.head, self.flow, self._downstream.routing
+        """Ask the other questions."""
+        head = self.head
         if self._shared.pseudonym.in_fields(head.fields):
             self.fail(replies.LOOP)
             return
-        try:
-            place, self.target = routing.place(head)
-        except (Refusal, AddressError, HttpMessageError) as error:
-            self._refuse(error)
-            return
-        self.place = place
-        routing.note(flow, place)
-        if self.target:
-            flow.target = self.target
         authenticator = self._shared.authenticator
         if authenticator is None:
             self._route()
@@ -231,8 +240,21 @@ class Asking:
             self.fail(error.reply, error.rule)
         elif isinstance(error, HttpMessageError):
             self.fail(replies.malformed_request(error))
+        elif isinstance(error, AddressRefused):
+            self.fail(replies.denied(error.reason, self._hint()), self.flow.rule)
         else:
             self.fail(replies.reply_to(error), self.flow.rule)
+
+    def _hint(self) -> str:
+        """Which rule would allow an address of the name; empty for none."""
+        flow = self.flow
+        known = None if flow.host is None else self._shared.resolver.recent(flow.host)
+        if not known:
+            return ""
+        decision = self._shared.judge.policy.judge(
+            known[0], self.place.authority.port, host=flow.host
+        )
+        return decision.hint
 
     def _stop_asking(self) -> None:
         if self._asking is not None:

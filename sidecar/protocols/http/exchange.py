@@ -23,6 +23,7 @@ from sidecar.protocols.http.asking import CONNECT, Asking
 from sidecar.protocols.http.forwarding import (
     names_connection,
     own_answer,
+    passed_through,
     request,
     upgradable,
 )
@@ -135,9 +136,10 @@ class Exchange(Asking):
             events: The head, and what is there of the rest.
             error: What is wrong with what follows them.
         """
-        if events[1:] == _NOTHING and self.head.framing is not Framing.CHUNKED:
-            self.request_done = True
-        else:
+        self.request_done = events[-1] is END
+        if not self._identify():
+            return
+        if events[1:] != _NOTHING or self.head.framing is Framing.CHUNKED:
             limit = self._shared.limits.body_bytes
             if limit is not None and self.head.length > limit:
                 self.fail(replies.CONTENT_TOO_LARGE)
@@ -186,8 +188,14 @@ class Exchange(Asking):
         if self.proxy is not None:
             resolver = self._shared.resolver
             if self.head.method == CONNECT:
-                authority = self.place.authority
-                dial = reach_through(runtime, resolver, self.proxy, authority, self._dialled)
+                dial = reach_through(
+                    runtime,
+                    resolver,
+                    self.proxy,
+                    self.place.authority,
+                    self._dialled,
+                    via=passed_through(self.head, self._shared.pseudonym.via),
+                )
             else:
                 dial = reach_proxy(runtime, resolver, self.proxy, self._dialled)
         else:

@@ -27,6 +27,7 @@ __all__ = [
     "hops_left",
     "names_connection",
     "own_answer",
+    "passed_through",
     "request",
     "upgradable",
 ]
@@ -35,6 +36,7 @@ _TRACE = b"TRACE"
 _OPTIONS = b"OPTIONS"
 _MAX_FORWARDS = b"max-forwards"
 _COUNTED = frozenset({_TRACE, _OPTIONS})
+_is_printable = re.compile(rb"[ -~]+").fullmatch
 _is_count = re.compile(rb"[0-9]{1,9}").fullmatch
 # What would carry requests that nobody judges, or hide whom they are for.
 _opaque = re.compile(rb"(?:\A|,)[ \t]*(?:h2|http|tls)", re.IGNORECASE).search
@@ -109,6 +111,15 @@ def upgradable(head: RequestHead) -> bytes | None:
     if offered is None or head.framing is not Framing.NONE or _opaque(offered):
         return None
     return offered
+
+
+def passed_through(head: RequestHead, via: tuple[bytes, bytes]) -> bytes:
+    """The value of Via for a request that is made anew: who it came through, and we.
+
+    What others wrote is left out where it isn't printable ASCII.
+    """
+    lines = [value for name, value in head.fields if name.lower() == b"via"]
+    return b", ".join([*(line for line in lines if _is_printable(line)), via[head.minor_version]])
 
 
 def names_connection(head: RequestHead, response: ResponseHead) -> bool:

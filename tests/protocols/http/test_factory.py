@@ -315,10 +315,12 @@ class TestUpstreamProxy:
         """A tunnel goes through a tunnel; what is inside is looked at all the same."""
         with next_proxy() as (proxy, upstream):
             client = proxy.client()
-            client.send(b"CONNECT origin.test:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.send(b"CONNECT origin.test:443 HTTP/1.1\r\nHost: x\r\nVia: 1.0 a\r\n\r\n")
             server = upstream.accept()
-            head = server.expect_head()
-            assert head.startswith(b"CONNECT origin.test:443 HTTP/1.1\r\n")
+            server.expect(
+                b"CONNECT origin.test:443 HTTP/1.1\r\nHost: origin.test:443\r\n"
+                b"Proxy-Authorization: Basic dTpw\r\nVia: 1.0 a, 1.1 sidecar\r\n\r\n"
+            )
             server.send(b"HTTP/1.1 200 OK\r\n\r\ngreeting")
             client.expect(b"HTTP/1.1 200 Connection established\r\n\r\ngreeting")
             client.send(HELLO)
@@ -326,6 +328,18 @@ class TestUpstreamProxy:
             server.close()
             client.close()
             assert FlowEnd.CLOSED == proxy.flow.end
+
+    def test_tunnel_loop(self) -> None:
+        """A tunnel that comes back to us is known by that."""
+        with next_proxy() as (proxy, upstream):
+            client = proxy.client()
+            via = proxy.factory.shared.pseudonym.via[1]
+            client.send(
+                b"CONNECT origin.test:443 HTTP/1.1\r\nHost: x\r\nVia: 1.1 a, %b\r\n\r\n" % via
+            )
+            assert 508 == client.status()
+            assert "origin.test" == proxy.flow.host
+            upstream.expect_nobody()
 
     def test_tunnel_refused(self) -> None:
         """Where it opens none, 502."""

@@ -297,6 +297,9 @@ class TestPolicy:
             head = client.expect_head()
             assert head.startswith(b"HTTP/1.1 403 ")
             assert b"address_refused" in head
+            client.expect(
+                b"sidecar: denied: address_refused; to allow it: 127.0.0.1:%d\n" % proxy.origin.port
+            )
             proxy.origin.expect_nobody()
 
     def test_good_answers(self) -> None:
