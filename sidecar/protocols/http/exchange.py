@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from sidecar.errors import DialError, ProxyLoopDetected
+from sidecar.errors import DialError, ProxyLoopDetected, TunnelRefused
 from sidecar.flow import FlowEnd, Verdict
 from sidecar.names.verifying import Off
 from sidecar.protocols.http import replies
@@ -66,9 +66,15 @@ _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
 _PROXY_AUTHENTICATION_REQUIRED = 407
+_LOOP_DETECTED = 508
 
 
 _NOTHING = [END]
+
+
+def _is_loop(outcome: socket.socket | DialError) -> bool:
+    """Whether the next proxy has found that the way leads back to it, or to us."""
+    return isinstance(outcome, TunnelRefused) and outcome.status == _LOOP_DETECTED
 
 
 class Phase(Enum):
@@ -208,7 +214,7 @@ class Exchange(Asking):
     def _dialled(self, outcome: socket.socket | DialError, address: SocketAddress | None) -> None:
         self._dial = None
         flow = self.flow
-        if isinstance(outcome, ProxyLoopDetected):
+        if isinstance(outcome, ProxyLoopDetected) or _is_loop(outcome):
             self.fail(replies.LOOP)
         elif not isinstance(outcome, DialError):
             flow.upstream = address
