@@ -180,7 +180,7 @@ def test_loop(stage: HttpStage, scheme: str, length: int) -> None:
         status, connect = curled.facts
         assert "508" == (status if scheme == "http" else connect), curled
         assert "error=proxy_loop_detected" in curled.head
-        proxies[0].wait_for_lines(1, end="proxy_loop_detected", status=508)
+        proxies[0].wait_for_lines(1, host=host, end="proxy_loop_detected", status=508)
         for proxy in proxies:
             assert CLEAN_EXIT == proxy.stop()
         # Round once, and not as often as there are descriptors.
