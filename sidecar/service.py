@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -32,7 +34,7 @@ from sidecar.runtime import Runtime
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from OpenSSL import SSL
@@ -42,7 +44,22 @@ if TYPE_CHECKING:
     from sidecar.interfaces import IRelayReactor
     from sidecar.observe.access_log import AccessLog
 
-__all__ = ["SidecarService", "fail", "trusted"]
+__all__ = ["SidecarService", "building", "fail", "trusted"]
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Have the garbage collector wait while a policy is made.
+
+    It would walk through a hundred thousand rules again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class SidecarService(service.Service):
@@ -88,7 +105,8 @@ class SidecarService(service.Service):
         """
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         try:
-            self._open()
+            with building():
+                self._open()
         except SidecarError as error:
             fail(error)
 
@@ -171,14 +189,16 @@ class SidecarService(service.Service):
         if self._judge is None or self._runtime is None or self._resolver is None:
             return
         try:
-            config = self._load()
+            with building():
+                config = self._load()
+                policy = config.policy.build()
             steps = find_plugins(IDecisionStep, config.policy.steps)
             # Anew even if the configuration is the same: the authorities may not be.
             verifier = self._verifier(config.policy, self._runtime, self._resolver)
         except SidecarError as error:
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
-        self._judge.policy = config.policy.build()
+        self._judge.policy = policy
         self._judge.steps = steps
         self._judge.verifier = verifier
         self._config = msgspec.structs.replace(self._config, policy=config.policy)

@@ -12,7 +12,7 @@ from sidecar.endpoints import TransparentServerEndpoint
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.observe.access_log import AccessLog
 from sidecar.observe.line_writer import open_log
-from sidecar.service import SidecarService, fail, trusted
+from sidecar.service import SidecarService, building, fail, trusted
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     try:
-        config = options.to_config()
+        with building():
+            config = options.to_config()
         options.check_endpoints(reactor, config)
         if config.policy.ca_file is not None:
             trusted(config.policy, options.source)
