@@ -157,7 +157,7 @@ class FlowPort:
         destination: OriginalDestination | None = None
         if self._finder is not None:
             found = self._finder.find(connection, source)
-            looped = self._runtime.guard.owner(source)
+            looped = self._runtime.guard.owner(source, found.address)
             if looped is not None:
                 reset(connection)
                 looped.looped()

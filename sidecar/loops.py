@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from sidecar.addresses import SocketAddress
 from sidecar.linux.sockopt import is_local_address
 
 if TYPE_CHECKING:
-    from sidecar.addresses import SocketAddress
+    import socket
 
-__all__ = ["LoopGuard", "Looped"]
+__all__ = ["Ends", "LoopGuard", "Looped"]
 
-_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+# A connection's local address, and where it is connected to.
+Ends = tuple[SocketAddress, SocketAddress]
+
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
 class Looped(Protocol):
@@ -27,7 +31,9 @@ class LoopGuard:
     The listeners tell of loops that can be seen before dialling: a destination on a
     local address and one of our ports. The upstream connections tell of the others:
     interception rules that catch the proxy's own connections bring them back with
-    their source unchanged.
+    their source and their destination unchanged. (The source alone won't do: the kernel
+    gives one local port to several connections where their destinations differ, so a
+    client on our own address may have the port of one of our upstreams.)
 
     Attributes:
         tracks_upstreams: Whether upstream connections are of interest: only a
@@ -37,7 +43,7 @@ class LoopGuard:
     def __init__(self) -> None:
         self.tracks_upstreams = False
         self._listeners: list[SocketAddress] = []
-        self._upstreams: dict[SocketAddress, Looped] = {}
+        self._upstreams: dict[Ends, Looped] = {}
 
     def add_listener(self, address: SocketAddress) -> None:
         """Take note of an address that we accept connections on."""
@@ -58,14 +64,36 @@ class LoopGuard:
                 return True
         return False
 
-    def add_upstream(self, local: SocketAddress, owner: Looped) -> None:
-        """Take note of the local address of a connection that we dialled."""
-        self._upstreams[local] = owner
+    def track(
+        self, sock: socket.socket, dialled: SocketAddress | None, owner: Looped
+    ) -> Ends | None:
+        """Take note of a connection of ours, where it is of interest.
 
-    def remove_upstream(self, local: SocketAddress) -> None:
-        """Forget such an address; unknown ones are ignored."""
-        self._upstreams.pop(local, None)
+        Args:
+            sock: It; connected.
+            dialled: Where to; None where that is no address.
+            owner: Told if it comes back.
 
-    def owner(self, source: SocketAddress) -> Looped | None:
-        """Who dialled the connection whose source this is; None if it wasn't us."""
-        return self._upstreams.get(source)
+        Returns:
+            What `forget` takes once it is over.
+        """
+        if not self.tracks_upstreams or dialled is None:
+            return None
+        ends = SocketAddress.from_kernel(sock.getsockname()), _connected_to(dialled)
+        self._upstreams[ends] = owner
+        return ends
+
+    def forget(self, ends: Ends | None) -> None:
+        """A connection that was tracked is over; any other is ignored."""
+        if ends is not None:
+            self._upstreams.pop(ends, None)
+
+    def owner(self, source: SocketAddress, destination: SocketAddress) -> Looped | None:
+        """Who dialled the connection between these two; None if it wasn't us."""
+        return self._upstreams.get((source, destination))
+
+
+def _connected_to(dialled: SocketAddress) -> SocketAddress:
+    """Where a connection goes that was to go to an unspecified address: to loopback (ip(7))."""
+    loopback = _WILDCARDS.get(dialled.host)
+    return dialled if loopback is None else SocketAddress(loopback, dialled.port)

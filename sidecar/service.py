@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -36,7 +38,7 @@ from sidecar.upstream_proxy import UpstreamProxy
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from OpenSSL import SSL
@@ -47,7 +49,22 @@ if TYPE_CHECKING:
     from sidecar.observe.access_log import AccessLog
     from sidecar.protocols.http.auth import Authenticator
 
-__all__ = ["SidecarService", "fail", "trusted"]
+__all__ = ["SidecarService", "building", "fail", "trusted"]
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Have the garbage collector wait while a policy is made.
+
+    It would walk through a hundred thousand rules again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class SidecarService(service.Service):
@@ -96,7 +113,8 @@ class SidecarService(service.Service):
         """
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         try:
-            self._open()
+            with building():
+                self._open()
         except SidecarError as error:
             fail(error)
 
@@ -221,14 +239,16 @@ class SidecarService(service.Service):
             # Whose password was taken away is to be out now, not in a minute.
             self._authenticator.forget()
         try:
-            config = self._load()
+            with building():
+                config = self._load()
+                policy = config.policy.build()
             steps = find_plugins(IDecisionStep, config.policy.steps)
             # Anew even if the configuration is the same: the authorities may not be.
             verifier = self._verifier(config.policy, self._runtime, self._resolver)
         except SidecarError as error:
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
-        self._judge.policy = config.policy.build()
+        self._judge.policy = policy
         self._judge.steps = steps
         self._judge.verifier = verifier
         self._config = msgspec.structs.replace(self._config, policy=config.policy)

@@ -16,7 +16,7 @@ from sidecar.observe.access_log import AccessLog
 from sidecar.observe.line_writer import open_log
 from sidecar.protocols.http.checkers import make_checker
 from sidecar.protocols.http.workers import Workers
-from sidecar.service import SidecarService, fail, trusted
+from sidecar.service import SidecarService, building, fail, trusted
 from sidecar.upstream_proxy import UpstreamProxy
 from sidecar.upstreams import parse_upstream
 
@@ -241,7 +241,8 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     try:
-        config = options.to_config()
+        with building():
+            config = options.to_config()
         options.check_endpoints(reactor, config)
         options.check_http(reactor, config)
         if config.policy.ca_file is not None:

@@ -359,7 +359,7 @@ class TestManyFlows:
         port = listen(runtime, factory, FOUND)
         owner = Owner()
         with connect(port) as client:
-            runtime.guard.add_upstream(SocketAddress.from_kernel(client.getsockname()), owner)
+            runtime.guard.track(client, ELSEWHERE, owner)
             turning.until(lambda: owner.looped_times)
         assert ([], 0) == (factory.protocols, runtime.admission.open)
         runtime.close()
@@ -502,7 +502,7 @@ class TestDirect:
         port = listen(runtime, sockets, FOUND)
         owner = Owner()
         with connect(port) as client:
-            runtime.guard.add_upstream(SocketAddress.from_kernel(client.getsockname()), owner)
+            runtime.guard.track(client, ELSEWHERE, owner)
             turning.until(lambda: owner.looped_times)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)

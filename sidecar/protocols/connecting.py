@@ -21,7 +21,6 @@ from sidecar.relay import RelayProtocol, Side
 from sidecar.upstreams import HostPort, Upstream, resolve
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from twisted.internet.defer import Deferred
@@ -81,7 +80,7 @@ class Connecting:
         pending: Whether `done` is yet to be called.
     """
 
-    __slots__ = ("_attempt", "_done", "_left", "_runtime", "_source", "pending")
+    __slots__ = ("_attempt", "_done", "_runtime", "_source", "pending")
 
     def __init__(
         self,
@@ -93,8 +92,7 @@ class Connecting:
         self._runtime = runtime
         self._source = source
         self._done = done
-        self._left: list[SocketAddress] = []
-        self._attempt: Dial | Deferred[IProtocol] | None = None
+        self._attempt: Dial | Attempts | Connecting | Deferred[IProtocol] | None = None
         self.pending = True
         if isinstance(upstream, HostPort):
             self._resolve(upstream)
@@ -115,19 +113,6 @@ class Connecting:
             self.pending = False
             self._done(outcome, address)
 
-    # An address
-
-    def _dial(self, address: SocketAddress) -> None:
-        def done(outcome: socket.socket | DialError, address: SocketAddress) -> None:
-            if isinstance(outcome, DialError) and self._left:
-                self._dial(self._left.pop(0))
-            else:
-                self._finish(outcome, address)
-
-        dial = self._runtime.dialer.dial(address, done, self._source)
-        if dial is not None:
-            self._attempt = dial
-
     # A name
 
     def _resolve(self, name: HostPort) -> None:
@@ -137,8 +122,9 @@ class Connecting:
             if not addresses:
                 self._finish(NameNotResolved(str(name), "the name has no address"), None)
                 return
-            self._left = addresses[1:]
-            self._dial(addresses[0])
+            attempt = reach(self._runtime, tuple(addresses), self._source, self._finish)
+            if self.pending:
+                self._attempt = attempt
 
         resolve(cast("IReactorPluggableNameResolver", self._runtime.reactor), name, resolved)
 

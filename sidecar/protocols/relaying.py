@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.dialing import Dial, Source
+    from sidecar.loops import Ends
     from sidecar.protocols.attempts import Attempts
     from sidecar.relay import Totals
     from sidecar.runtime import Runtime
@@ -46,9 +47,9 @@ class Relaying:
     __slots__ = (
         "_ahead",
         "_connecting",
+        "_ends",
         "_flow",
         "_joined",
-        "_local",
         "_runtime",
         "_side",
         "_to_upstream",
@@ -76,7 +77,7 @@ class Relaying:
         self._ahead = 0
         self._when_ended = ended
         self._joined: Joined | None = None
-        self._local: SocketAddress | None = None
+        self._ends: Ends | None = None
         self._watched = False
         if isinstance(side, RelayProtocol):
             runtime.poller.wards.add(self)
@@ -184,11 +185,10 @@ class Relaying:
             return
         self._unwatch()
         runtime = self._runtime
-        if runtime.guard.tracks_upstreams and isinstance(outcome, socket.socket):
-            self._local = SocketAddress.from_kernel(outcome.getsockname())
-            runtime.guard.add_upstream(self._local, self)
-        if self._to_upstream and isinstance(outcome, socket.socket):
-            self._send_ahead(outcome)
+        if isinstance(outcome, socket.socket):
+            self._ends = runtime.guard.track(outcome, upstream, self)
+            if self._to_upstream:
+                self._send_ahead(outcome)
         self._joined = Joined()
         start(
             runtime.engine,
@@ -215,8 +215,7 @@ class Relaying:
         flow = self._flow
         flow.sent = self._ahead + totals.sent
         flow.received = totals.received
-        if self._local is not None:
-            self._runtime.guard.remove_upstream(self._local)
+        self._runtime.guard.forget(self._ends)
         self._ended(totals.end or FlowEnd.CLOSED)
 
     def _ended(self, end: FlowEnd) -> None:

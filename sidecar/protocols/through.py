@@ -228,7 +228,7 @@ class _Asking:
         "_address",
         "_authority",
         "_done",
-        "_local",
+        "_ends",
         "_proxy",
         "_reply",
         "_runtime",
@@ -258,8 +258,7 @@ class _Asking:
         self._tail = b""
         self._unsent = connect_request(self._authority.encode(), proxy.authorization, via)
         # Rules that catch our own connections bring this one back to us as well.
-        self._local = SocketAddress.from_kernel(sock.getsockname())
-        runtime.guard.add_upstream(self._local, self)
+        self._ends = runtime.guard.track(sock, address, self)
         self._timer: IDelayedCall = runtime.reactor.callLater(
             runtime.limits.connect_timeout, self._expire
         )
@@ -302,7 +301,7 @@ class _Asking:
 
     def _let_go(self, sock: socket.socket) -> None:
         self._runtime.poller.unregister(sock.fileno())
-        self._runtime.guard.remove_upstream(self._local)
+        self._runtime.guard.forget(self._ends)
         if self._timer.active():
             self._timer.cancel()
 

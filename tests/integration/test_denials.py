@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -107,11 +106,9 @@ class TestByAddress:
         sidecar.line(destination=server, reason="default")
 
     def test_silent(self, stage: Stage, sidecar: Sidecar, server: SocketAddress) -> None:
-        """A client that waits for its server to speak is reset within a quarter of a second."""
-        before = monotonic()
+        """A client that waits for its server to speak is reset."""
         with stage.near.connect(server) as connection:
             assert clients.Outcome(b"", reset=True) == clients.outcome_of_reading(connection)
-        assert 0.2 < monotonic() - before < 1.0
         self._line(sidecar, server)
 
     def test_other(self, stage: Stage, sidecar: Sidecar, server: SocketAddress) -> None:

@@ -431,7 +431,8 @@ class TestTransparent:
         factory = TransparentRelayFactory(runtime)
         client, flow = over_socket(factory, turning, stack, address_of(origin))
         server = accept(turning, stack, origin)
-        owner = runtime.guard.owner(SocketAddress.from_kernel(server.sock.getpeername()))
+        ends = server.sock.getpeername(), server.sock.getsockname()
+        owner = runtime.guard.owner(*map(SocketAddress.from_kernel, ends))
         assert owner is not None
         owner.looped()
         assert b"" == client.read_to_reset()

@@ -364,14 +364,15 @@ class TestLoops:
 
     def test_brought_back(self, stage: Stage) -> None:
         """A connection that rules bring back to us is known by its source."""
+        stage.runtime.guard.tracks_upstreams = True
         stage.through()
         proxy = stage.asked()
         source = SocketAddress(*proxy.sock.getpeername())
-        owner = stage.runtime.guard.owner(source)
+        owner = stage.runtime.guard.owner(source, stage.address)
         assert owner is not None
         owner.looped()
         assert isinstance(stage.error, ProxyLoopDetected)
-        assert stage.runtime.guard.owner(source) is None
+        assert stage.runtime.guard.owner(source, stage.address) is None
 
 
 class TestBugs:

@@ -21,7 +21,6 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from sidecar.addresses import SocketAddress
 from sidecar.errors import DialError, ProxyLoopDetected, VerificationError
 from sidecar.flow import FlowEnd, HostSource, Protocol, Verdict
 from sidecar.peeking import Peek
@@ -37,8 +36,10 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
+    from sidecar.addresses import SocketAddress
     from sidecar.dialing import Dial
     from sidecar.flow import Flow
+    from sidecar.loops import Ends
     from sidecar.names.verifying import Addresses
     from sidecar.protocols.http.downstream import Downstream
 
@@ -70,10 +71,10 @@ class Inside:
         "_data",
         "_dial",
         "_downstream",
+        "_ends",
         "_flow",
         "_greeting",
         "_judged_again",
-        "_local",
         "_name",
         "_over",
         "_peek",
@@ -101,14 +102,12 @@ class Inside:
         self._dial: Dial | None = None
         self._timer: IDelayedCall | None = None
         self._upstream: SocketTransport | None = None
-        self._local: SocketAddress | None = None
+        self._ends: Ends | None = None
         runtime = self._shared.runtime
         if upstream is None:
             self._timer = runtime.reactor.callLater(self._shared.judge.silence, self._silent)
         else:
-            if runtime.guard.tracks_upstreams:
-                self._local = SocketAddress.from_kernel(upstream.getsockname())
-                runtime.guard.add_upstream(self._local, self)
+            self._ends = runtime.guard.track(upstream, flow.upstream, self)
             SocketTransport(runtime.poller, upstream, self)
         data = downstream.give_to(self)
         if data:
@@ -381,6 +380,4 @@ class Inside:
             upstream.abortConnection()
 
     def _forget_local(self) -> None:
-        if self._local is not None:
-            self._shared.runtime.guard.remove_upstream(self._local)
-            self._local = None
+        self._shared.runtime.guard.forget(self._ends)

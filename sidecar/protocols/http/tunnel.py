@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from sidecar.addresses import SocketAddress
 from sidecar.flow import FlowEnd, Verdict
 from sidecar.relay import Joined, RelayProtocol, start
 from sidecar.relay.stream import SocketTransport
@@ -43,9 +42,9 @@ class Tunnel:
 
     __slots__ = (
         "_downstream",
+        "_ends",
         "_flow",
         "_joined",
-        "_local",
         "_received",
         "_sent",
         "_ward",
@@ -70,12 +69,9 @@ class Tunnel:
         # To be added to the relay's totals.
         self._sent = -skipped
         self._received = received
-        self._local: SocketAddress | None = None
         shared = downstream.shared
         runtime = shared.runtime
-        if runtime.guard.tracks_upstreams:
-            self._local = SocketAddress.from_kernel(upstream.getsockname())
-            runtime.guard.add_upstream(self._local, self)
+        self._ends = runtime.guard.track(upstream, flow.upstream, self)
         if flow.destination is not None:
             # What goes through another proxy has none that could be judged again.
             shared.judge.relayed(flow, cast("Relaying", self))
@@ -124,9 +120,7 @@ class Tunnel:
     def _ended(self, totals: Totals) -> None:
         flow, downstream = self._flow, self._downstream
         runtime = downstream.shared.runtime
-        if self._local is not None:
-            runtime.guard.remove_upstream(self._local)
-            self._local = None
+        runtime.guard.forget(self._ends)
         if self._ward:
             runtime.poller.wards.discard(self)
         flow.sent = max(0, self._sent + totals.sent)

@@ -8,7 +8,6 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
 from twisted.internet.protocol import connectionDone
 from zope.interface import implementer
 
-from sidecar.addresses import SocketAddress
 from sidecar.relay.stream import ShutDown, SocketTransport
 from sidecar.wire.http1.messages import HttpMessageError
 from sidecar.wire.http1.reading import ResponseReader
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from sidecar.addresses import SocketAddress
     from sidecar.protocols.http.downstream import Downstream
     from sidecar.protocols.http.exchange import Exchange
     from sidecar.protocols.http.shared import Shared
@@ -45,8 +45,8 @@ class Upstream:
     """
 
     __slots__ = (
+        "_ends",
         "_exchange",
-        "_local",
         "_reader",
         "_shared",
         "address",
@@ -71,16 +71,12 @@ class Upstream:
         self._reader = ResponseReader(
             max_head_bytes=shared.limits.head_bytes, max_fields=shared.limits.head_fields
         )
-        self._local: SocketAddress | None = None
         self.address = address
         self.key = key
         self.reused = False
         self.heard = False
         self.owner: Downstream | None = None
-        guard = shared.runtime.guard
-        if guard.tracks_upstreams:
-            self._local = SocketAddress.from_kernel(sock.getsockname())
-            guard.add_upstream(self._local, self)
+        self._ends = shared.runtime.guard.track(sock, address, self)
         # An origin that answers early and resets has said why.
         SocketTransport(shared.runtime.poller, sock, self, peer=address, last_words=True)
 
@@ -147,9 +143,7 @@ class Upstream:
         transport = self.transport
         if not transport.connected:
             return None
-        if self._local is not None:
-            self._shared.runtime.guard.remove_upstream(self._local)
-            self._local = None
+        self._shared.runtime.guard.forget(self._ends)
         transport.unregisterProducer()
         unwritten = transport.take_unwritten()
         return self._reader.rest(), unwritten, transport.detach()
@@ -201,8 +195,7 @@ class Upstream:
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone."""
         self._forget()
-        if self._local is not None:
-            self._shared.runtime.guard.remove_upstream(self._local)
+        self._shared.runtime.guard.forget(self._ends)
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
