@@ -18,7 +18,7 @@ from sidecar.flow import Protocol
 from sidecar.policy import Outcome
 from sidecar.protocols.http import replies
 from sidecar.protocols.http.auth import Access
-from sidecar.protocols.http.forwarding import hops_left
+from sidecar.protocols.http.forwarding import COUNTED, hops_left
 from sidecar.protocols.http.routing import Forward, Refusal
 from sidecar.protocols.steps import objection
 from sidecar.wire.http1.messages import HttpMessageError
@@ -122,7 +122,7 @@ class Asking:
     def _ask(self) -> None:
         """Ask the other questions."""
         head = self.head
-        if self._shared.pseudonym.in_fields(head.fields):
+        if self._shared.pseudonym.is_in(head):
             self.fail(replies.LOOP)
             return
         authenticator = self._shared.authenticator
@@ -151,7 +151,7 @@ class Asking:
             if self.head.method == CONNECT:
                 self._open_tunnel()
                 return
-            if hops_left(self.head) == 0:
+            if self.head.method in COUNTED and hops_left(self.head) == 0:
                 self._no_further()
                 return
             if self._shared.upstream_proxy is not None and self._passed_on():

@@ -69,9 +69,6 @@ _PROXY_AUTHENTICATION_REQUIRED = 407
 _LOOP_DETECTED = 508
 
 
-_NOTHING = [END]
-
-
 def _is_loop(outcome: socket.socket | DialError) -> bool:
     """Whether the next proxy has found that the way leads back to it, or to us."""
     return isinstance(outcome, TunnelRefused) and outcome.status == _LOOP_DETECTED
@@ -145,7 +142,7 @@ class Exchange(Asking):
         self.request_done = events[-1] is END
         if not self._identify():
             return
-        if events[1:] != _NOTHING or self.head.framing is Framing.CHUNKED:
+        if self.head.framing is not Framing.NONE:
             limit = self._shared.limits.body_bytes
             if limit is not None and self.head.length > limit:
                 self.fail(replies.CONTENT_TOO_LARGE)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sidecar.wire.http1.messages import Fields, RequestHead, ResponseHead
 
 __all__ = [
+    "COUNTED",
     "Pseudonym",
     "hops_left",
     "names_connection",
@@ -35,7 +36,9 @@ __all__ = [
 _TRACE = b"TRACE"
 _OPTIONS = b"OPTIONS"
 _MAX_FORWARDS = b"max-forwards"
-_COUNTED = frozenset({_TRACE, _OPTIONS})
+COUNTED = frozenset({_TRACE, _OPTIONS})
+"""The methods that may say how far they go."""
+
 _is_printable = re.compile(rb"[ -~]+").fullmatch
 _is_count = re.compile(rb"[0-9]{1,9}").fullmatch
 # What would carry requests that nobody judges, or hide whom they are for.
@@ -60,23 +63,18 @@ class Pseudonym:
         self._name = name.encode("ascii")
         self.via = (f"1.0 {name}".encode("ascii"), f"1.1 {name}".encode("ascii"))
 
-    def in_fields(self, fields: Fields) -> bool:
-        """Whether a message has been here before."""
-        for name, value in fields:
-            # Nearly always there is no Via at all, or none of ours.
-            if len(name) == 3 and self._name in value:  # noqa: PLR2004 - Via's
-                return self._name in received_by(fields)
-        return False
+    def is_in(self, head: RequestHead) -> bool:
+        """Whether a request has been here before."""
+        # Nearly always it is nowhere in the head.
+        return self._name in head.section and self._name in received_by(head.fields)
 
 
 def hops_left(head: RequestHead) -> int | None:
-    """How far a request may still go (RFC 9110 §7.6.2); None for as far as it likes.
+    """How far a request of COUNTED may still go (RFC 9110 §7.6.2); None: as far as it likes.
 
     Raises:
         Refusal: It says so in no way that could be read.
     """
-    if head.method not in _COUNTED:
-        return None
     values = [value for name, value in head.fields if name.lower() == _MAX_FORWARDS]
     if not values:
         return None
@@ -157,7 +155,7 @@ def request(
         proxy: Who gets it; None for the origin.
     """
     plain = head.framing is Framing.NONE and head.upgrade is None and proxy is None
-    if plain and head.method not in _COUNTED and not (head.expect_continue or head.trailers):
+    if plain and head.method not in COUNTED and not (head.expect_continue or head.trailers):
         # Nearly all are like this.
         return _PLAIN % (
             head.method,
@@ -167,7 +165,7 @@ def request(
             via[head.minor_version],
         )
     fields = forwardable(head.fields, head.options)
-    if head.method in _COUNTED:
+    if head.method in COUNTED:
         fields = [_one_hop_less(field) for field in fields]
     if proxy is not None:
         target = b"http://" + place.field + (b"" if target == b"*" else target)

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from sidecar.errors import DialError, ProxyLoopDetected, VerificationError
-from sidecar.flow import FlowEnd, HostSource, Protocol, Verdict
+from sidecar.flow import Flow, FlowEnd, Protocol, Verdict
 from sidecar.peeking import Peek
 from sidecar.policy import Outcome
 from sidecar.protocols.http import replies
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from sidecar.addresses import SocketAddress
     from sidecar.dialing import Dial
-    from sidecar.flow import Flow
     from sidecar.loops import Ends
     from sidecar.names.verifying import Addresses
     from sidecar.protocols.http.downstream import Downstream
+    from sidecar.protocols.relaying import Relaying
 
 __all__ = ["INSIDE", "Inside"]
 
@@ -68,17 +68,20 @@ class Inside:
     __slots__ = (
         "_asking",
         "_begun",
+        "_client_ended",
         "_data",
         "_dial",
         "_downstream",
         "_ends",
         "_flow",
         "_greeting",
+        "_heard",
         "_judged_again",
-        "_name",
+        "_moved",
         "_over",
         "_peek",
         "_received",
+        "_said",
         "_shared",
         "_timer",
         "_upstream",
@@ -88,16 +91,20 @@ class Inside:
         self._downstream = downstream
         self._shared = downstream.shared
         self._flow = flow
-        self._name = flow.host
         self._judged_again = flow.host is None
-        flow.host = flow.host_from = None
-        self._peek: Peek | None = Peek(flow)
+        # What the client says; its flow stays what was asked for until that is known.
+        self._said: Flow | None = None
+        self._peek: Peek | None = None
         self._data = b""
-        # When the client began to speak.
-        self._begun = 0.0
+        # When the client began to speak, when it has ended, and when anything was last
+        # sent to it; as `time.monotonic`.
+        self._begun = self._client_ended = 0.0
+        self._moved = time.monotonic()
         self._greeting = b""
         self._received = 0
         self._over = False
+        # Whether the client has said all that matters.
+        self._heard = False
         self._asking: Deferred[None] | None = None
         self._dial: Dial | None = None
         self._timer: IDelayedCall | None = None
@@ -109,6 +116,8 @@ class Inside:
         else:
             self._ends = runtime.guard.track(upstream, flow.upstream, self)
             SocketTransport(runtime.poller, upstream, self)
+        if not self._judged_again and flow.destination is not None:
+            self._shared.judge.relayed(flow, cast("Relaying", self))
         data = downstream.give_to(self)
         if data:
             self.client_received(data)
@@ -120,20 +129,28 @@ class Inside:
     def client_received(self, data: bytes) -> None:
         """The client's first bytes, or what follows them before there is a verdict."""
         self._data += data
-        peek = self._peek
-        if peek is None:
+        if self._heard:
             self._downstream.pause(INSIDE)
             return
         if not self._begun:
             self._begun = time.monotonic()
             self._stop_waiting()
-        if peek.feed(data):
+            self._said = Flow(self._flow.listener, None, None, None)
+            self._peek = Peek(self._said)
+        if cast("Peek", self._peek).feed(data):
             self._peeked()
 
     def client_ended(self) -> None:
         """It has sent its last byte: it will say no more."""
-        if self._peek is not None:
+        if self._heard:
+            return
+        upstream = self._upstream
+        if self._begun or self._judged_again or upstream is None:
             self._peeked()
+            return
+        # There is nothing to be held against it; what the server says is still passed on.
+        self._client_ended = time.monotonic()
+        upstream.loseWriteConnection()
 
     def client_write_ended(self) -> None:
         """We end nothing by halves before the two are joined."""
@@ -154,14 +171,25 @@ class Inside:
             self._upstream.resumeProducing()
 
     def look(self, now: float) -> None:
-        """See whether a client that has begun to speak gets to its name."""
-        begun = self._begun if self._peek is not None else 0.0
-        if begun and now - begun > self._shared.judge.patience:
-            self.deny("peek_timeout")
+        """See whether a client that has begun to speak gets to its name; and others' limits."""
+        if self._heard:
+            return
+        limits = self._shared.runtime.limits
+        idle, half_closed = limits.idle_timeout, limits.half_close_timeout
+        if self._begun:
+            if now - self._begun > self._shared.judge.patience:
+                self.deny("peek_timeout")
+        elif (idle is not None and now - self._moved > idle) or (
+            half_closed is not None
+            and self._client_ended
+            and now - self._client_ended > half_closed
+        ):
+            self._end(FlowEnd.IDLE_TIMEOUT)
+            self._downstream.abort()
 
     def _silent(self) -> None:
         self._timer = None
-        if self._peek is not None:
+        if not self._heard:
             self._peeked()
 
     def _stop_waiting(self) -> None:
@@ -184,18 +212,23 @@ class Inside:
         if not self._judged_again:
             # It may be talked to already; what the client says is still held against it.
             self._received += len(data)
+            self._moved = time.monotonic()
             self._downstream.transport.write(data)
             return
         self._greeting += data
         if self._upstream is not None:
             self._upstream.pauseProducing()
-        if self._peek is not None and not self._data:
+        if not self._heard and not self._data:
             # It speaks first, so the client gives no name: judged as that.
             self._peeked()
 
     def readConnectionLost(self) -> None:
         """The server has sent its last byte."""
-        if self._peek is not None:
+        if self._client_ended:
+            self._upstream = None
+            self._end(FlowEnd.CLOSED)
+            self._downstream.close()
+        elif not self._heard:
             self._peeked()
 
     def writeConnectionLost(self) -> None:
@@ -216,19 +249,23 @@ class Inside:
     # The verdict
 
     def _peeked(self) -> None:
-        self._peek = None
+        self._heard = True
         self._stop_waiting()
-        flow = self._flow
+        flow, said = self._flow, self._said
         flow.names_known = True
-        if flow.problem is not None:
-            # Two readers could take it for two names.
-            self.deny(flow.problem)
-            return
-        inner, name = flow.host, self._name
-        if name is not None:
-            flow.host = name
-            flow.host_from = HostSource.CONNECT
-            if inner is not None and inner != name:
+        if said is not None:
+            flow.protocol = said.protocol
+            flow.alpn = said.alpn
+            flow.ja4 = said.ja4
+            flow.ech = said.ech
+            if said.problem is not None:
+                # Two readers could take it for two names.
+                self.deny(said.problem)
+                return
+            if self._judged_again:
+                flow.host = said.host
+                flow.host_from = said.host_from
+            elif said.host is not None and said.host != flow.host:
                 self.deny("name_mismatch")
                 return
         if flow.destination is None:
@@ -244,12 +281,12 @@ class Inside:
             return
         flow.reason = decision.reason.value
         flow.rule = decision.rule_with_place
-        if not (decision.by_name and inner is not None):
+        if not decision.by_name or flow.host is None:
             self._allowed((flow.destination,))
             return
         acceptable = partial(self._shared.judge.policy.accepts_address, flow)
         found: Addresses | Deferred[Addresses] = self._shared.judge.verifier.verify(
-            inner, flow.destination, acceptable
+            flow.host, flow.destination, acceptable
         )
         if isinstance(found, Deferred):
             self._ask(found.addCallback(self._allowed))
@@ -340,6 +377,8 @@ class Inside:
     ) -> None:
         """Refuse, and tell the client in its own language."""
         flow, downstream = self._flow, self._downstream
+        if self._said is not None:
+            flow.protocol = self._said.protocol
         flow.verdict = Verdict.DENY
         flow.reason = reason
         flow.rule = rule
@@ -356,8 +395,7 @@ class Inside:
     def _end(self, end: FlowEnd) -> None:
         if self._over:
             return
-        self._over = True
-        self._peek = None
+        self._over = self._heard = True
         self._stop_waiting()
         if self._asking is not None:
             self._asking.cancel()
@@ -366,12 +404,9 @@ class Inside:
             self._dial.cancel()
             self._dial = None
         self._drop_upstream()
-        flow = self._flow
-        if self._name is not None and flow.host is None:
-            flow.host = self._name
-            flow.host_from = HostSource.CONNECT
-        flow.received = self._received
-        flow.finish(end)
+        self._flow.received = self._received
+        self._flow.finish(end)
+        self._shared.judge.ended(self._flow)
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None

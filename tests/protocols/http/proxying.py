@@ -260,6 +260,7 @@ class Proxying:
         *,
         policy: Policy,
         limits: HttpLimits | None = None,
+        relay_limits: Limits | None = None,
         verifier: IVerifier | None = None,
         authenticator: Authenticator | None = None,
         upstream_proxy: UpstreamProxy | None = None,
@@ -270,9 +271,7 @@ class Proxying:
         self.turning = turning
         self.observer = Observer()
         self.names = Names({"origin.test": ("127.0.0.1",), "other.test": ("127.0.0.1",)})
-        self.runtime = Runtime.make(
-            turning.reactor, self.observer, limits=Limits(max_connections=1000)
-        )
+        self.runtime = Runtime.make(turning.reactor, self.observer, limits=relay_limits or Limits())
         self.judge = Judge(
             policy,
             Redial(self.names) if verifier is None else verifier,
@@ -371,6 +370,7 @@ def proxying(
     allow: Sequence[str] = (),
     deny: Sequence[str] = (),
     limits: HttpLimits | None = None,
+    relay_limits: Limits | None = None,
     verifier: IVerifier | None = None,
     authenticator: Authenticator | None = None,
     upstream_proxy: UpstreamProxy | None = None,
@@ -384,6 +384,7 @@ def proxying(
             turned,
             policy=policy(default=default, allow=allow, deny=deny),
             limits=limits,
+            relay_limits=relay_limits,
             verifier=verifier,
             authenticator=authenticator,
             upstream_proxy=upstream_proxy,

@@ -8,6 +8,7 @@ import pytest
 from protocols.http.proxying import Proxying, policy, proxying
 from wire.hello_maker import hello, server_name
 
+from sidecar.config import HttpLimits, Limits
 from sidecar.flow import DestinationSource, FlowEnd, HostSource, Protocol, Verdict
 from sidecar.names.verifying import Off
 from sidecar.policy import Policy, parse_name_rule
@@ -197,6 +198,49 @@ class TestConnect:
             client.expect(b"late")
             assert b"" == client.expect_end()
             assert FlowEnd.CLOSED == proxy.flow.end
+
+    def test_client_ends_and_is_gone(self) -> None:
+        """One that then resets is gone, and its server with it."""
+        with proxying() as proxy:
+            client = proxy.client()
+            proxy.tunnel(client)
+            server = proxy.origin.accept()
+            client.finish()
+            assert b"" == server.expect_end()
+            client.reset()
+            assert FlowEnd.CLIENT_RESET == proxy.flow.end
+            with pytest.raises(OSError, match=r"reset|pipe"):
+                server.say(b"x", b"x")
+
+    def test_silent(self) -> None:
+        """An open tunnel in which nobody has spoken ends if a new policy denies it."""
+        with proxying() as proxy:
+            client = proxy.client()
+            proxy.tunnel(client)
+            server = proxy.origin.accept()
+            server.send(b"greeting")
+            client.expect(b"greeting")
+            proxy.judge.policy = policy(deny=["origin.test"])
+            proxy.judge.close_denied()
+            client.expect_reset()
+            server.expect_reset()
+            assert ("denied_by_rule", 8) == (proxy.flow.reason, proxy.flow.received)
+            assert {} == proxy.judge.open
+
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_idle(self, ended: bool) -> None:
+        """The relay's limits hold before the two are joined, too."""
+        limits = Limits(idle_timeout=None if ended else 0.1, half_close_timeout=0.1)
+        with proxying(relay_limits=limits, limits=HttpLimits(head_timeout=0.2)) as proxy:
+            client = proxy.client()
+            proxy.tunnel(client)
+            server = proxy.origin.accept()
+            if ended:
+                client.finish()
+            client.expect_reset()
+            assert FlowEnd.IDLE_TIMEOUT == proxy.flow.end
+            with pytest.raises(OSError, match=r"reset|pipe"):
+                server.say(b"x", b"x")
 
     def test_server_ends(self) -> None:
         """Likewise a server."""
