@@ -42,10 +42,11 @@ __all__ = ["WRITE_BACKLOG", "ShutDown", "SocketTransport", "twisted_address"]
 # Bytes that wait for a slow reader before its producer is paused; as Twisted's.
 WRITE_BACKLOG = 1 << 16
 # Bytes asked for in one read. Python allocates them beforehand, which is cheap up to
-# this size and costs five times a small read at 256 KiB; so that is for a stream
-# whose last read was full.
+# this size and costs five times a small read at 256 KiB; so more is for a stream
+# whose last read was full. A backlog that is just not full and such a piece are less
+# than 256 KiB.
 _PIECE = 1 << 16
-_LARGE_PIECE = 1 << 18
+_LARGE_PIECE = 1 << 17
 # Pieces of the backlog written in one system call; IOV_MAX is 1024.
 _PIECES = 256
 
