@@ -94,6 +94,7 @@ def assert_found_by_twisted(programs: Path, cwd: Path) -> None:
     assert [
         "IStreamServerEndpointStringParser transparent",
         "IStreamClientEndpointStringParserWithReactor transparent",
+        "IStreamClientEndpointStringParserWithReactor connect",
     ] == run([programs / "python", "-c", PARSERS], cwd).splitlines()
 
 
