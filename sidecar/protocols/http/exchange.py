@@ -17,6 +17,7 @@ from zope.interface import implementer
 from sidecar.errors import DialError, ProxyLoopDetected, TunnelRefused
 from sidecar.flow import FlowEnd, Verdict
 from sidecar.names.verifying import Off
+from sidecar.protocols.connecting import reach
 from sidecar.protocols.http import replies
 from sidecar.protocols.http.answer import Answer, interim, switching
 from sidecar.protocols.http.asking import CONNECT, Asking
@@ -31,6 +32,7 @@ from sidecar.protocols.http.inside import Inside
 from sidecar.protocols.http.tunnel import Tunnel
 from sidecar.protocols.http.upstream import Upstream
 from sidecar.protocols.through import reach_proxy, reach_through
+from sidecar.relay import RelayProtocol
 from sidecar.wire.http1.messages import (
     END,
     Framing,
@@ -46,9 +48,12 @@ if TYPE_CHECKING:
 
     from sidecar.addresses import SocketAddress
     from sidecar.dialing import Dial
+    from sidecar.protocols.attempts import Attempts
+    from sidecar.protocols.connecting import Connecting
     from sidecar.protocols.http.downstream import Downstream
     from sidecar.protocols.http.replies import Reply
     from sidecar.protocols.through import Reaching
+    from sidecar.relay import Side
     from sidecar.wire.http1.messages import Event, RequestHead
 
 __all__ = ["UPLOAD", "Exchange"]
@@ -69,7 +74,7 @@ _PROXY_AUTHENTICATION_REQUIRED = 407
 _LOOP_DETECTED = 508
 
 
-def _is_loop(outcome: socket.socket | DialError) -> bool:
+def _is_loop(outcome: Side | DialError) -> bool:
     """Whether the next proxy has found that the way leads back to it, or to us."""
     return isinstance(outcome, TunnelRefused) and outcome.status == _LOOP_DETECTED
 
@@ -121,7 +126,7 @@ class Exchange(Asking):
         self._phase = _ASKING
         self._pending = b""
         self._answer: Answer | None = None
-        self._dial: Dial | Reaching | None = None
+        self._dial: Dial | Attempts | Connecting | Reaching | None = None
         self._upstream: Upstream | None = None
         self._repeat = b""
         # Whether the next END is that of a response which another one follows.
@@ -177,54 +182,43 @@ class Exchange(Asking):
                 if upstream is not None:
                     self._forward(upstream, repeatable=repeatable)
                     return
-        self._dial_next()
+        self._dial_anew()
 
     def _name_needed(self) -> None:
         self._tunnel(None)
 
     # Dialling
 
-    def _dial_next(self) -> None:
+    def _dial_anew(self) -> None:
         self._phase = _DIALLING
         runtime = self._shared.runtime
-        dial: Dial | Reaching | None
-        if self.proxy is not None:
-            resolver = self._shared.resolver
-            if self.head.method == CONNECT:
-                dial = reach_through(
-                    runtime,
-                    resolver,
-                    self.proxy,
-                    self.place.authority,
-                    self._dialled,
-                    via=passed_through(self.head, self._shared.pseudonym.via),
-                )
-            else:
-                dial = reach_proxy(runtime, resolver, self.proxy, self._dialled)
+        proxy, resolver = self.proxy, self._shared.resolver
+        if proxy is None:
+            self._dial = reach(runtime, self.addresses, None, self._dialled)
+        elif self.head.method == CONNECT:
+            via = passed_through(self.head, self._shared.pseudonym.via)
+            authority = self.place.authority
+            self._dial = reach_through(runtime, resolver, proxy, authority, self._dialled, via=via)
         else:
-            address, *others = self.addresses
-            self.addresses = tuple(others)
-            dial = runtime.dialer.dial(address, self._dialled)
-        if dial is not None:
-            self._dial = dial
+            self._dial = reach_proxy(runtime, resolver, proxy, self._dialled)
 
-    def _dialled(self, outcome: socket.socket | DialError, address: SocketAddress | None) -> None:
+    def _dialled(self, outcome: Side | DialError, address: SocketAddress | None) -> None:
         self._dial = None
         flow = self.flow
         if isinstance(outcome, ProxyLoopDetected) or _is_loop(outcome):
             self.fail(replies.LOOP)
-        elif not isinstance(outcome, DialError):
-            flow.upstream = address
-            if self.head.method == CONNECT:
-                self._tunnel(outcome)
-            else:
-                upstream = Upstream(self._shared, outcome, address, self.proxy or address)
-                self._forward(upstream, repeatable=False)
-        elif self.addresses:
-            self._dial_next()
-        else:
-            flow.upstream = address
+            return
+        flow.upstream = address
+        if isinstance(outcome, DialError):
             self.fail(replies.reply_to(outcome))
+        elif isinstance(outcome, RelayProtocol):
+            # Addresses and proxies are reached by sockets alone.
+            self.fail(replies.INTERNAL_ERROR)
+        elif self.head.method == CONNECT:
+            self._tunnel(outcome)
+        else:
+            upstream = Upstream(self._shared, outcome, address, self.proxy or address)
+            self._forward(upstream, repeatable=False)
 
     def _tunnel(self, upstream: socket.socket | None) -> None:
         """Open the client's tunnel (RFC 9110 §9.3.6)."""
@@ -434,7 +428,7 @@ class Exchange(Asking):
             self._repeat = b""
             if upstream.address is not None and self.proxy is None:
                 self.addresses = (upstream.address,)
-            self._dial_next()
+            self._dial_anew()
             return
         if error is None:
             self.fail(replies.reply_to_end(FlowEnd.SERVER_RESET) or replies.INTERNAL_ERROR)

@@ -26,9 +26,11 @@ from sidecar.errors import DialError, ProxyLoopDetected, VerificationError
 from sidecar.flow import Flow, FlowEnd, Protocol, Verdict
 from sidecar.peeking import Peek
 from sidecar.policy import Outcome
+from sidecar.protocols.connecting import reach
 from sidecar.protocols.http import replies
 from sidecar.protocols.http.tunnel import Tunnel
 from sidecar.protocols.steps import objection
+from sidecar.relay import RelayProtocol
 from sidecar.relay.stream import ShutDown, SocketTransport
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
 
     from sidecar.dialing import Dial
     from sidecar.names.verifying import Addresses
+    from sidecar.protocols.attempts import Attempts
+    from sidecar.protocols.connecting import Connecting
     from sidecar.protocols.http.downstream import Downstream
     from sidecar.protocols.relaying import Relaying
+    from sidecar.relay import Side
 
 __all__ = ["INSIDE", "Inside"]
 
@@ -105,7 +110,7 @@ class Inside:
         # Whether the client has said all that matters.
         self._heard = False
         self._asking: Deferred[None] | None = None
-        self._dial: Dial | None = None
+        self._dial: Dial | Attempts | Connecting | None = None
         self._timer: IDelayedCall | None = None
         self._upstream: SocketTransport | None = None
         self._local: SocketAddress | None = None
@@ -332,29 +337,19 @@ class Inside:
                 self._join()
                 return
             self._drop_upstream()
-        self._dial_next(addresses)
+        self._dial = reach(self._shared.runtime, addresses, None, self._dialled)
 
-    def _dial_next(self, addresses: Addresses) -> None:
-        dialled = partial(self._dialled, addresses[1:])
-        dial = self._shared.runtime.dialer.dial(addresses[0], dialled)
-        if dial is not None:
-            self._dial = dial
-
-    def _dialled(
-        self, others: Addresses, outcome: socket.socket | DialError, address: SocketAddress
-    ) -> None:
+    def _dialled(self, outcome: Side | DialError, address: SocketAddress | None) -> None:
         self._dial = None
-        if not isinstance(outcome, DialError):
-            self._flow.upstream = address
-            self._join_to(outcome, b"")
-        elif isinstance(outcome, ProxyLoopDetected):
-            self.deny(outcome.end.value, end=outcome.end)
-        elif others:
-            self._dial_next(others)
-        else:
-            self._flow.upstream = address
+        self._flow.upstream = address
+        if isinstance(outcome, ProxyLoopDetected):
+            self._flow.upstream = None
+            self.looped()
+        elif isinstance(outcome, DialError):
             self._end(outcome.end)
             self._downstream.abort()
+        elif not isinstance(outcome, RelayProtocol):
+            self._join_to(outcome, b"")
 
     def _join(self) -> None:
         upstream = self._upstream
