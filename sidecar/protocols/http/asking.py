@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from sidecar.names.verifying import Addresses
     from sidecar.protocols.http.downstream import Downstream
+    from sidecar.protocols.http.places import Place
     from sidecar.protocols.http.replies import Reply
-    from sidecar.protocols.http.routing import Place
     from sidecar.upstream_proxy import UpstreamProxy
     from sidecar.wire.http1.messages import RequestHead
 

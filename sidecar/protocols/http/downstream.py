@@ -12,7 +12,6 @@ the kernel. Nothing more of a connection is read as a request after anything dou
 from __future__ import annotations
 
 import time
-from enum import Enum
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -27,14 +26,13 @@ from zope.interface import implementer
 
 from sidecar.flow import Flow, FlowEnd, Protocol
 from sidecar.protocols.http import replies
+from sidecar.protocols.http.connection import Connection, State
 from sidecar.protocols.http.exchange import Exchange
 from sidecar.relay.stream import ShutDown
 from sidecar.wire.http1.messages import HttpMessageError
-from sidecar.wire.http1.reading import RequestReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol as Typed
 
     from twisted.python.failure import Failure
 
@@ -42,41 +40,16 @@ if TYPE_CHECKING:
     from sidecar.protocols.http.replies import Reply
     from sidecar.protocols.http.routing import Routing
     from sidecar.protocols.http.shared import Shared
-    from sidecar.protocols.http.upstream import Upstream
     from sidecar.relay.protocol import Stream
     from sidecar.wire.http1.messages import RequestHead
-
-    class Taker(Typed):
-        """Who has taken a connection over; it is told what a protocol is told."""
-
-        def client_received(self, data: bytes) -> None: ...
-        def client_ended(self) -> None: ...
-        def client_write_ended(self) -> None: ...
-        def client_lost(self, reason: Failure) -> None: ...
-        def pause(self) -> None: ...
-        def resume(self) -> None: ...
-        def look(self, now: float) -> None: ...
-
 
 __all__ = ["AHEAD", "Downstream"]
 
 AHEAD = 1
 """Why a client isn't read: it sends ahead of its answers."""
-# Seconds, and bytes, for which a client that was answered early may go on sending: it would
-# lose the answer to a reset otherwise (RFC 9112 §9.6).
-_LINGER_SECONDS = 5.0
+
+# Bytes that a client may go on sending which was answered early.
 _LINGER_BYTES = 1 << 24
-
-
-class State(Enum):
-    """Where a connection stands; see the module."""
-
-    WAITING = "waiting"
-    EXCHANGING = "exchanging"
-    LINGERING = "lingering"
-    TAKEN = "taken"
-    CLOSED = "closed"
-
 
 _WAITING = State.WAITING
 _EXCHANGING = State.EXCHANGING
@@ -96,7 +69,7 @@ def end_of(reason: Failure) -> FlowEnd:
 
 
 @implementer(IProtocol, IHalfCloseableProtocol, IPushProducer)
-class Downstream:
+class Downstream(Connection):
     """The protocol of one client's connection.
 
     Args:
@@ -105,74 +78,25 @@ class Downstream:
         source: The client; None where it has no IP address.
         closed: Called once, when all is over.
         refused: There are too many; the first request is told so.
-
-    Attributes:
-        transport: Twisted's, or one of ours.
-        congested: The client doesn't take what it is sent.
-        ended: It has sent its last byte.
-        pinned: A connection to a server that knows this client by it, and serves
-            nobody else; None if there is none.
-        since: When the present state began, as `time.monotonic`.
     """
 
-    __slots__ = (
-        "_closed",
-        "_exchange",
-        "_half_closes",
-        "_head_begun",
-        "_kept",
-        "_lingered",
-        "_looping",
-        "_patience",
-        "_paused",
-        "_reader",
-        "_refused",
-        "_state",
-        "_taker",
-        "congested",
-        "ended",
-        "pinned",
-        "routing",
-        "shared",
-        "since",
-        "source",
-        "transport",
-    )
-
-    transport: Stream
+    __slots__ = ("_head_begun", "_lingered", "_looping", "_refused", "routing")
 
     def __init__(
         self,
         shared: Shared,
         routing: Routing,
         source: SocketAddress | None,
-        closed: Callable[[Downstream], None],
+        closed: Callable[[Connection], None],
         *,
         refused: bool = False,
     ) -> None:
-        self.shared = shared
+        super().__init__(shared, source, closed)
         self.routing = routing
-        self.source = source
-        self._closed = closed
-        limits = shared.limits
-        self._reader = RequestReader(
-            max_head_bytes=limits.head_bytes, max_fields=limits.head_fields
-        )
-        self._state = _WAITING
-        self._exchange: Exchange | None = None
-        self._taker: Taker | None = None
-        self._kept = b""
-        self._paused = 0
         self._refused = refused
         self._looping = False
-        self._half_closes = True
         self._head_begun = False
         self._lingered = 0
-        self._patience = 0.0
-        self.congested = False
-        self.ended = False
-        self.pinned: Upstream | None = None
-        self.since = time.monotonic()
 
     # Protocol
 
@@ -227,11 +151,6 @@ class Downstream:
                 self.flow().deny("http_incomplete", FlowEnd.HTTP_REQUEST_ERROR)
             self.close()
 
-    def writeConnectionLost(self) -> None:
-        """Our FIN is out."""
-        if self._taker is not None:
-            self._taker.client_write_ended()
-
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone, by our wish or theirs."""
         state, self._state = self._state, _CLOSED
@@ -244,6 +163,11 @@ class Downstream:
             self._exchange.client_lost(end_of(reason))
         self._exchange = None
         self._closed(self)
+
+    def writeConnectionLost(self) -> None:
+        """Our FIN is out."""
+        if self._taker is not None:
+            self._taker.client_write_ended()
 
     # Requests
 
@@ -334,105 +258,6 @@ class Downstream:
                 self.resume(AHEAD)
         elif self._state is _EXCHANGING and not self._kept:
             self.resume(AHEAD)
-
-    def close(self) -> None:
-        """Close once everything is written; the client isn't sending."""
-        self._exchange = None
-        if self._state is not _CLOSED:
-            self._end(self.shared.limits.progress_timeout)
-            self.transport.loseConnection()
-
-    def linger(self) -> None:
-        """Close, after a while in which the client may notice (RFC 9112 §9.6)."""
-        if self.ended or not self._half_closes:
-            self.close()
-            return
-        self._exchange = None
-        if self._state is _CLOSED:
-            return
-        limits = self.shared.limits
-        self._end(limits.progress_timeout if self.congested else _LINGER_SECONDS)
-        self.transport.loseWriteConnection()
-        self._paused = 0
-        self.transport.resumeProducing()
-
-    def _end(self, patience: float) -> None:
-        self._state = _LINGERING
-        self._kept = b""
-        self._patience = patience
-        self.since = time.monotonic()
-        self.transport.unregisterProducer()
-
-    def abort(self) -> None:
-        """Reset: what the client was sent is not whole."""
-        self._exchange = None
-        if self._state is not _CLOSED:
-            self._state = _LINGERING
-            self.transport.abortConnection()
-
-    @property
-    def sends_ahead(self) -> bool:
-        """Whether bytes behind the present request are there."""
-        return bool(self._kept) or self._reader.started
-
-    def give_to(self, taker: Taker) -> bytes:
-        """Be no HTTP connection any more.
-
-        Args:
-            taker: Told of everything from here on.
-
-        Returns:
-            What was read behind the request.
-        """
-        self._taker = taker
-        return self.give_up()
-
-    def give_up(self) -> bytes:
-        """As `give_to`, for somebody who takes the transport as well."""
-        self._exchange = None
-        self._state = _TAKEN
-        ahead = self._reader.rest() + self._kept
-        self._kept = b""
-        self.resume(~0)
-        return ahead
-
-    def leave(self) -> None:
-        """The transport is about to lose its socket to somebody else."""
-        self.shared.patrol.discard(self)
-        self.transport.unregisterProducer()
-
-    def left(self) -> None:
-        """Whoever had the socket has closed it."""
-        if self.pinned is not None:
-            self.pinned.close()
-        if self._state is not _CLOSED:
-            self._state = _CLOSED
-            self._taker = None
-            self._closed(self)
-
-    def cut(self, *, orderly: bool) -> None:
-        """End a response before its end, so that the client can't take it for whole.
-
-        Args:
-            orderly: The client knows how long it was to be.
-        """
-        if orderly and self._half_closes and not self.sends_ahead:
-            self.close()
-        else:
-            self.abort()
-
-    def pause(self, why: int) -> None:
-        """Read nothing from the client, for one more reason."""
-        if not self._paused:
-            self.transport.pauseProducing()
-        self._paused |= why
-
-    def resume(self, why: int) -> None:
-        """Read on, if nothing else speaks against it."""
-        if self._paused:
-            self._paused &= ~why
-            if not self._paused:
-                self.transport.resumeProducing()
 
     # The client as a reader (IPushProducer)
 

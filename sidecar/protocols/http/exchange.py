@@ -1,36 +1,18 @@
-"""One request and its response, or its tunnel: from the head to the log line.
-
-ASKING ──► DIALLING ──► FORWARDING ──► DONE
-│           │             │
-└───────────┴─────────────┴── an answer of our own, or the client's connection cut
-"""
+"""How a request and its response are passed on, in pieces, as fast as both sides take them."""
 
 from __future__ import annotations
 
 import time
-from enum import Enum
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from sidecar.errors import DialError, ProxyLoopDetected, TunnelRefused
-from sidecar.flow import FlowEnd, Verdict
-from sidecar.names.verifying import Off
+from sidecar.flow import FlowEnd
 from sidecar.protocols.http import replies
 from sidecar.protocols.http.answer import Answer, interim, switching
-from sidecar.protocols.http.asking import CONNECT, Asking
-from sidecar.protocols.http.forwarding import (
-    names_connection,
-    own_answer,
-    passed_through,
-    request,
-    upgradable,
-)
-from sidecar.protocols.http.inside import Inside
-from sidecar.protocols.http.tunnel import Tunnel
-from sidecar.protocols.http.upstream import Upstream
-from sidecar.protocols.through import reach_proxy, reach_through
+from sidecar.protocols.http.forwarding import names_connection, request, upgradable
+from sidecar.protocols.http.serving import Phase, Serving
 from sidecar.wire.http1.messages import (
     END,
     Framing,
@@ -42,13 +24,8 @@ from sidecar.wire.http1.messages import (
 from sidecar.wire.http1.writing import LAST_CHUNK, chunk, trailers
 
 if TYPE_CHECKING:
-    import socket
-
-    from sidecar.addresses import SocketAddress
-    from sidecar.dialing import Dial
     from sidecar.protocols.http.downstream import Downstream
-    from sidecar.protocols.http.replies import Reply
-    from sidecar.protocols.through import Reaching
+    from sidecar.protocols.http.upstream import Upstream
     from sidecar.wire.http1.messages import Event, RequestHead
 
 __all__ = ["UPLOAD", "Exchange"]
@@ -59,70 +36,35 @@ UPLOAD = 2
 # Bytes of a request's body that are kept while its server is being looked for; the rest
 # waits in the kernel.
 _EARLY_BYTES = 1 << 16
-# Methods that may be sent again where nothing says that they were not served (RFC 9110
-# §9.2.2), without a body, so that there is nothing to be kept for it.
-_REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
 _PROXY_AUTHENTICATION_REQUIRED = 407
-_LOOP_DETECTED = 508
 
-
-def _is_loop(outcome: socket.socket | DialError) -> bool:
-    """Whether the next proxy has found that the way leads back to it, or to us."""
-    return isinstance(outcome, TunnelRefused) and outcome.status == _LOOP_DETECTED
-
-
-class Phase(Enum):
-    """How far an exchange is."""
-
-    ASKING = "asking"
-    DIALLING = "dialling"
-    FORWARDING = "forwarding"
-    DONE = "done"
-
-
-_ASKING = Phase.ASKING
-_DIALLING = Phase.DIALLING
 _FORWARDING = Phase.FORWARDING
 _DONE = Phase.DONE
 
 
 @implementer(IPushProducer)
-class Exchange(Asking):
+class Exchange(Serving):
     """One request and its response.
 
-    Args: as `Asking`.
-
-    Attributes:
-        request_done: Whether all of the request has been read.
+    Args: as `Serving`.
     """
 
     __slots__ = (
-        "_answer",
         "_checked",
-        "_dial",
         "_interim",
         "_pending",
-        "_phase",
         "_repeat",
         "_taken_down",
         "_taken_up",
         "_upload_paused",
-        "_upstream",
         "_waiting_since",
-        "request_done",
     )
 
     def __init__(self, downstream: Downstream, head: RequestHead) -> None:
         super().__init__(downstream, head)
-        self.request_done = False
-        self._phase = _ASKING
         self._pending = b""
-        self._answer: Answer | None = None
-        self._dial: Dial | Reaching | None = None
-        self._upstream: Upstream | None = None
         self._repeat = b""
         # Whether the next END is that of a response which another one follows.
         self._interim = False
@@ -152,106 +94,6 @@ class Exchange(Asking):
             self.malformed(error)
         if self._phase is not _DONE:
             self._ask()
-
-    # What came of asking
-
-    def _no_further(self) -> None:
-        goes_on = self.head.keep_alive and self.request_done
-        self._phase = _DONE
-        self.flow.status = _OK
-        self._downstream.transport.write(own_answer(self.head, keep_alive=goes_on))
-        self._finish(FlowEnd.CLOSED, goes_on)
-
-    def _allowed(self) -> None:
-        self._phase = _DIALLING
-        head, pool = self.head, self._shared.pool
-        if head.method != CONNECT:
-            repeatable = head.framing is Framing.NONE and head.method in _REPEATABLE
-            pinned = self._downstream.pinned
-            if pinned is not None and pinned.key in (self.proxy, *self.addresses):
-                self._downstream.pinned = None
-                self._forward(pinned, repeatable=repeatable)
-                return
-            for key in (self.proxy,) if self.proxy else self.addresses:
-                upstream = pool.take(key, repeatable=repeatable)
-                if upstream is not None:
-                    self._forward(upstream, repeatable=repeatable)
-                    return
-        self._dial_next()
-
-    def _name_needed(self) -> None:
-        self._tunnel(None)
-
-    # Dialling
-
-    def _dial_next(self) -> None:
-        self._phase = _DIALLING
-        runtime = self._shared.runtime
-        dial: Dial | Reaching | None
-        if self.proxy is not None:
-            resolver = self._shared.resolver
-            if self.head.method == CONNECT:
-                dial = reach_through(
-                    runtime,
-                    resolver,
-                    self.proxy,
-                    self.place.authority,
-                    self._dialled,
-                    via=passed_through(self.head, self._shared.pseudonym.via),
-                )
-            else:
-                dial = reach_proxy(runtime, resolver, self.proxy, self._dialled)
-        else:
-            address, *others = self.addresses
-            self.addresses = tuple(others)
-            dial = runtime.dialer.dial(address, self._dialled)
-        if dial is not None:
-            self._dial = dial
-
-    def _dialled(self, outcome: socket.socket | DialError, address: SocketAddress | None) -> None:
-        self._dial = None
-        flow = self.flow
-        if isinstance(outcome, ProxyLoopDetected) or _is_loop(outcome):
-            self.fail(replies.LOOP)
-        elif not isinstance(outcome, DialError):
-            flow.upstream = address
-            if self.head.method == CONNECT:
-                self._tunnel(outcome)
-            else:
-                upstream = Upstream(self._shared, outcome, address, self.proxy or address)
-                self._forward(upstream, repeatable=False)
-        elif self.addresses:
-            self._dial_next()
-        else:
-            flow.upstream = address
-            self.fail(replies.reply_to(outcome))
-
-    def _tunnel(self, upstream: socket.socket | None) -> None:
-        """Open the client's tunnel (RFC 9110 §9.3.6)."""
-        self._phase = _DONE
-        flow, downstream = self.flow, self._downstream
-        flow.status = _OK
-        downstream.transport.write(_ESTABLISHED)
-        undecided = flow.host is None and not flow.names_known
-        if upstream is not None and not undecided and isinstance(self._shared.judge.verifier, Off):
-            # The client is believed, whatever it says inside.
-            self._join(upstream, b"", b"")
-        elif upstream is not None and flow.host is None and not undecided:
-            self._join(upstream, b"", b"")
-        else:
-            Inside(downstream, flow, upstream)
-
-    def _join(self, upstream: socket.socket, to_upstream: bytes, to_downstream: bytes) -> None:
-        downstream = self._downstream
-        ahead = downstream.give_up()
-        Tunnel(
-            downstream,
-            self.flow,
-            upstream,
-            to_upstream + ahead,
-            to_downstream,
-            skipped=len(to_upstream),
-        )
 
     # Forwarding: the request
 
@@ -434,90 +276,12 @@ class Exchange(Asking):
             self._repeat = b""
             if upstream.address is not None and self.proxy is None:
                 self.addresses = (upstream.address,)
-            self._dial_next()
+            self._dial_anew()
             return
         if error is None:
             self.fail(replies.reply_to_end(FlowEnd.SERVER_RESET) or replies.INTERNAL_ERROR)
         else:
             self.fail(replies.malformed_response(error))
-
-    def shut_down(self) -> None:
-        """The process ends, which the server's connection was told first."""
-        self.client_lost(FlowEnd.SHUTDOWN)
-        self._downstream.abort()
-
-    def looped(self) -> None:
-        """The connection upstream came back to one of our own listeners."""
-        self._upstream = None
-        self.fail(replies.LOOP)
-
-    def _drop_upstream(self) -> None:
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.abort()
-
-    # Ends
-
-    def fail(self, reply: Reply, rule: str | None = None, challenge: bytes | None = None) -> None:
-        """Answer in the server's place; where it has begun to answer, cut that off."""
-        if self._phase is _DONE:
-            return
-        self._stop()
-        flow, head, downstream = self.flow, self.head, self._downstream
-        if self._answer is not None:
-            flow.finish(reply.end)
-            downstream.cut(orderly=self._answer.end_is_told)
-            return
-        if reply.denies:
-            flow.verdict = Verdict.DENY
-            flow.reason = reply.reason
-            flow.rule = rule
-        flow.status = reply.status
-        goes_on = head.keep_alive and self.request_done and not reply.closes
-        if head.method == CONNECT:
-            # What follows was meant for the tunnel, and may be there already: it must
-            # not be read as requests.
-            goes_on = False
-            self.request_done = False
-        downstream.transport.write(
-            replies.render(
-                reply,
-                head=head.method == b"HEAD",
-                minor_version=head.minor_version,
-                keep_alive=goes_on,
-                challenge=challenge,
-            )
-        )
-        self._finish(reply.end, goes_on)
-
-    def _finish(self, end: FlowEnd, goes_on: bool) -> None:
-        flow, downstream = self.flow, self._downstream
-        flow.finish(end)
-        if goes_on:
-            downstream.exchanged(flow.started_monotonic + flow.seconds)
-        elif self.request_done and not downstream.sends_ahead:
-            downstream.close()
-        else:
-            downstream.linger()
-
-    def client_lost(self, end: FlowEnd) -> None:
-        """The client is gone."""
-        if self._phase is not _DONE:
-            if self._phase is _ASKING:
-                # Nobody has allowed it.
-                self.flow.verdict = Verdict.DENY
-                self.flow.reason = "not_judged"
-                self.flow.rule = None
-            self._stop()
-            self.flow.finish(end)
-
-    def _stop(self) -> None:
-        self._phase = _DONE
-        self._stop_asking()
-        if self._dial is not None:
-            self._dial.cancel()
-            self._dial = None
-        self._drop_upstream()
 
     # Back-pressure: the client as a reader, and (IPushProducer) as a writer
 

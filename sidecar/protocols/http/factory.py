@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sidecar.flow import Flow
     from sidecar.names.resolving import INameResolver
     from sidecar.protocols.http.auth import Authenticator
+    from sidecar.protocols.http.connection import Connection
     from sidecar.protocols.judge import Judge
     from sidecar.runtime import Runtime
     from sidecar.upstream_proxy import UpstreamProxy
@@ -106,7 +107,7 @@ class HTTPProxyFactory(Factory):
         closed = partial(self._closed, host, connection)
         return Downstream(self.shared, self._routing, source, closed, refused=refused)
 
-    def _closed(self, host: str, connection: Flow | None, _: Downstream) -> None:
+    def _closed(self, host: str, connection: Flow | None, _: Connection) -> None:
         left = self._open_by_client[host] - 1
         if left:
             self._open_by_client[host] = left

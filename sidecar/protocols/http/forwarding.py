@@ -18,7 +18,7 @@ from sidecar.wire.http1.writing import (
 )
 
 if TYPE_CHECKING:
-    from sidecar.protocols.http.routing import Place
+    from sidecar.protocols.http.places import Place
     from sidecar.upstream_proxy import UpstreamProxy
     from sidecar.wire.http1.messages import Fields, RequestHead, ResponseHead
 

@@ -15,8 +15,8 @@ from zope.interface import implementer
 from sidecar.config import HttpLimits
 from sidecar.flow import FlowEnd, Protocol
 from sidecar.interfaces import IFlowObserver
+from sidecar.protocols.http.by_host import Intercepted, Named
 from sidecar.protocols.http.downstream import Downstream
-from sidecar.protocols.http.routing import Intercepted, Named
 from sidecar.protocols.http.shared import Shared
 from sidecar.protocols.http.upstream import Upstream
 from sidecar.protocols.judging import Judging

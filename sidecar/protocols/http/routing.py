@@ -4,26 +4,24 @@ Text of the client's becomes a name or an address in `sidecar.addresses` only; a
 resolved here, once, and what is dialled is an answer that the policy has judged.
 
     Forward         to a proxy: the request's target says whom it is for
-    Named           to a listener that goes by names: Host says it, the port is fixed
-    Intercepted     on its way elsewhere: Host must be allowed there, and verified
+    (by_host.py)    to others: Host says it
 """
 
 from __future__ import annotations
 
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from typing import Protocol as Typed
 
-import msgspec
 from twisted.internet.defer import Deferred
 
-from sidecar.addresses import Authority, SocketAddress, parse_authority
+from sidecar.addresses import SocketAddress
 from sidecar.flow import DestinationSource, HostSource, ListenerKind, Protocol
 from sidecar.names.verifying import MOST_ADDRESSES, acceptable_answers
 from sidecar.policy import Default, Outcome, Reason
 from sidecar.protocols.http import replies
-from sidecar.wire.http1.messages import HttpMessageError, HttpMessageReason
+from sidecar.protocols.http.places import MOST_PLACES, Place, place_of
 from sidecar.wire.http1.targets import TargetForm, parse_target
 
 if TYPE_CHECKING:
@@ -35,34 +33,22 @@ if TYPE_CHECKING:
     from sidecar.protocols.judge import Judge
     from sidecar.wire.http1.messages import RequestHead
 
-__all__ = ["Forward", "Intercepted", "Named", "Place", "Refusal", "Routing"]
+__all__ = [
+    "ByName",
+    "Forward",
+    "Refusal",
+    "Routing",
+    "take",
+    "unsupported",
+]
 
 # Seconds for which what was decided of a name holds: the resolver's own answers are older.
 # A policy that is replaced is felt at once.
 _KEPT_SECONDS = 1.0
-# Places, of half a kilobyte each. Clients that ask for more drive out others'.
-_KEPT_PLACES = 1024
 
-_HTTP_PORT = 80
 _SCHEME_BYTES = len(b"http://")
 _UNSPECIFIED = "::"
 _CONNECT = b"CONNECT"
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Whom a request names.
-
-    Attributes:
-        host: The name; None where it is an address.
-        address: The address, with the port; None where it is a name.
-        authority: Either, as the configuration names it.
-        field: The same, canonical, as Host has it: without the default port.
-    """
-
-    host: str | None
-    address: SocketAddress | None
-    authority: Authority
-    field: bytes
 
 
 class Refusal(Exception):
@@ -83,23 +69,6 @@ class Refusal(Exception):
         """What the policy's denial is to the client."""
         reply = replies.denied(decision.reason.value, decision.hint)
         return cls(reply, decision.rule_with_place)
-
-
-@lru_cache(maxsize=_KEPT_PLACES)
-def place_of(authority: bytes, default_port: int | None = _HTTP_PORT) -> Place:
-    """Read an authority.
-
-    Raises:
-        AddressError: It is none.
-    """
-    parsed = parse_authority(authority, default_port)
-    text = str(parsed)
-    if parsed.port == default_port:
-        text = text.removesuffix(f":{parsed.port}")
-    field = text.encode("ascii")
-    if isinstance(parsed.host, str):
-        return Place(parsed.host, None, parsed, field)
-    return Place(None, SocketAddress(str(parsed.host), parsed.port), parsed, field)
 
 
 class Routing(Typed):
@@ -150,7 +119,7 @@ class _Found(NamedTuple):
     rule: str | None
 
 
-class _ByName:
+class ByName:
     """Goes where a name, or an address, says.
 
     Args:
@@ -197,15 +166,15 @@ class _ByName:
         addresses = answers[:MOST_ADDRESSES]
         flow.destination = addresses[0]
         decision = policy.decide(flow)
-        _take(decision, flow)
-        if len(self._found) >= _KEPT_PLACES:
+        take(decision, flow)
+        if len(self._found) >= MOST_PLACES:
             self._found.clear()
         until = time.monotonic() + _KEPT_SECONDS
         self._found[place.field] = _Found(policy, until, addresses, flow.reason, flow.rule)
         return addresses
 
 
-class Forward(_ByName):
+class Forward(ByName):
     """Requests to a proxy: whom they are for is in their targets."""
 
     kind = ListenerKind.HTTP_PROXY
@@ -226,10 +195,10 @@ class Forward(_ByName):
         target = parse_target(head.method, head.target)
         if target.form is TargetForm.ABSOLUTE:
             if target.scheme != b"http":
-                raise Refusal(_unsupported(target.scheme))
+                raise Refusal(unsupported(target.scheme))
             place = place_of(target.authority)
             if end > 0 and b"?" not in head.target[:end]:
-                if len(self._places) >= _KEPT_PLACES:
+                if len(self._places) >= MOST_PLACES:
                     self._places.clear()
                 self._places[head.target[:end]] = place
             return place, target.origin
@@ -260,7 +229,7 @@ class Forward(_ByName):
         decision = self._judge.policy.decide(flow)
         if decision.outcome is Outcome.NEED_MORE:
             return None
-        _take(decision, flow)
+        take(decision, flow)
         # No name inside could change that.
         flow.names_known = True
         return (place.address,)
@@ -274,11 +243,11 @@ class Forward(_ByName):
         policy = self._judge.policy
         flow.names_known = True
         if place.host is None:
-            _take(policy.decide(flow), flow)
+            take(policy.decide(flow), flow)
             return
         decision = policy.judge_name(place.host, place.authority.port)
         if decision.outcome is not Outcome.NEED_MORE:
-            _take(decision, flow)
+            take(decision, flow)
         elif decision.rule is not None:
             flow.reason = Reason.RULE.value
             flow.rule = decision.rule_with_place
@@ -287,108 +256,7 @@ class Forward(_ByName):
             raise Refusal(replies.denied(Reason.DEFAULT.value, str(place.authority)))
 
 
-class _ByHost:
-    """Requests as origin servers get them: whom they are for is in Host.
-
-    Args:
-        kind: What they are logged as.
-        port: Where they go, whatever Host says.
-    """
-
-    def __init__(self, kind: ListenerKind, port: int) -> None:
-        self.kind = kind
-        self._port = port
-
-    def place(self, head: RequestHead) -> tuple[Place, bytes]:
-        """As `Routing.place`."""
-        target = parse_target(head.method, head.target)
-        if target.form is TargetForm.AUTHORITY:
-            raise HttpMessageError(HttpMessageReason.TARGET)
-        named = head.host
-        if target.form is TargetForm.ABSOLUTE:
-            # RFC 9112 §3.2.2: it wins, and is what servers look at.
-            if target.scheme != b"http":
-                raise Refusal(_unsupported(target.scheme))
-            named = target.authority
-        if named is None:
-            raise Refusal(replies.denied(Reason.NO_NAME.value))
-        # The field keeps the port that it has; what is dialled is ours to say.
-        place = place_of(named)
-        host, port = place.authority.host, self._port
-        address = None if place.address is None else SocketAddress(place.address.host, port)
-        return Place(place.host, address, Authority(host, port), place.field), target.origin
-
-    def note(self, flow: Flow, place: Place) -> None:
-        """As `Routing.note`."""
-        if place.host is not None:
-            flow.host = place.host
-            flow.host_from = HostSource.HOST
-
-
-class Named(_ByHost):
-    """Requests that go to the name in Host, at the listener's port.
-
-    Args:
-        judge, resolver: As `Forward`.
-        port: The listener's.
-    """
-
-    def __init__(self, judge: Judge, resolver: INameResolver, port: int) -> None:
-        super().__init__(ListenerKind.SNI_PROXY, port)
-        self._names = _ByName(judge, resolver)
-
-    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
-        """As `Routing.find`."""
-        if place.host is None:
-            raise Refusal(replies.denied(Reason.NO_NAME.value))
-        return self._names.find(flow, place)
-
-
-class Intercepted(_ByHost):
-    """Requests that were going somewhere: Host must be allowed there, and verified.
-
-    Args:
-        judge: As `Forward`; its verifier is asked as well.
-        kind: What they are logged as.
-        destination: Where they were going.
-        found_by: Who said so.
-    """
-
-    def __init__(
-        self,
-        judge: Judge,
-        kind: ListenerKind,
-        destination: SocketAddress,
-        found_by: DestinationSource | None,
-    ) -> None:
-        super().__init__(kind, destination.port)
-        self._judge = judge
-        self._destination = destination
-        self._found_by = found_by
-
-    def note(self, flow: Flow, place: Place) -> None:
-        """As `Routing.note`."""
-        super().note(flow, place)
-        flow.destination = self._destination
-        flow.destination_from = self._found_by
-
-    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
-        """As `Routing.find`."""
-        destination, judge = self._destination, self._judge
-        flow.names_known = True
-        policy = judge.policy
-        decision = policy.decide(flow)
-        _take(decision, flow)
-        if not decision.by_name or place.host is None:
-            return (destination,)
-        acceptable = partial(policy.accepts_address, flow)
-        found: Addresses | Deferred[Addresses] = judge.verifier.verify(
-            place.host, destination, acceptable
-        )
-        return found
-
-
-def _take(decision: Decision, flow: Flow) -> None:
+def take(decision: Decision, flow: Flow) -> None:
     """Take an answer down.
 
     Raises:
@@ -400,7 +268,8 @@ def _take(decision: Decision, flow: Flow) -> None:
     flow.rule = decision.rule_with_place
 
 
-def _unsupported(scheme: bytes) -> Reply:
+def unsupported(scheme: bytes) -> Reply:
+    """What a client is told that asks for a scheme other than http."""
     if scheme == b"https":
         return replies.HTTPS_UNSUPPORTED
     return replies.FTP_UNSUPPORTED if scheme == b"ftp" else replies.SCHEME_UNSUPPORTED
