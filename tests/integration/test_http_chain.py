@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from integration.proxy import Sidecar
 
+pytestmark = pytest.mark.thorough
+
 _NEAR, _WRONG, _LOOPING, _BACK = 8011, 8012, 8013, 8014
 _USER = "ali:sesame"
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from integration.netns import Pair
     from integration.proxy import Line, Sidecar
 
+pytestmark = pytest.mark.thorough
+
 PORT, PORT6, OTHER = 3128, 3129, 3130
 _NAME = "here.test"
 _MIXED = "mixed.test"

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from integration.proxy import Sidecar
 
+pytestmark = pytest.mark.thorough
+
 _PROXY = SocketAddress("127.0.0.1", 3128)
 _HURRIED = SocketAddress("127.0.0.1", 3129)
 _KIB, _MIB = 1024, 1024 * 1024

@@ -23,6 +23,8 @@ from sidecar.linux.sockopt import reset_on_close
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.thorough
+
 _OK = b"HTTP/1.1 200 OK\r\n"
 _PAGE = b"a page of its own"
 _GOOD = _OK + b"Content-Length: %d\r\n\r\n%b" % (len(_PAGE), _PAGE)

@@ -21,6 +21,8 @@ from integration.smuggling_stage import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+pytestmark = pytest.mark.thorough
+
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from integration.proxy import Sidecar
 
+pytestmark = pytest.mark.thorough
+
 _MEMORY = 16 * 1024  # KiB that sidecar may need for any of this
 
 _programs = needs("nginx", "curl", "sha256sum")

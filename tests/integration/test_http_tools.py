@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from integration.proxy import Sidecar
 
+pytestmark = pytest.mark.thorough
+
 _PROXIES = {"http_proxy": PROXY_URL, "https_proxy": PROXY_URL}
 _VERSION = "1.0"
 
