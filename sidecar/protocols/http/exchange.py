@@ -162,6 +162,11 @@ class Exchange(Serving):
 
     # Forwarding: the response
 
+    @property
+    def answering(self) -> bool:
+        """Whether the client has been sent a part of its answer."""
+        return self._answer is not None
+
     def respond(self, events: list[Event]) -> None:
         """A part of the response is there."""
         out: list[bytes] = []

@@ -171,10 +171,13 @@ class Upstream:
         except HttpMessageError as error:
             exchange.response_failed(error)
             return
-        if events:
+        if not events:
+            return
+        # Nobody is told 200 for what is known to be wrong already.
+        if reader.error is None or exchange.answering:
             exchange.respond(events)
-            if reader.error is not None and self._exchange is exchange:
-                exchange.response_failed(reader.error)
+        if reader.error is not None and self._exchange is exchange:
+            exchange.response_failed(reader.error)
 
     def readConnectionLost(self) -> None:
         """The server has sent its last byte."""
