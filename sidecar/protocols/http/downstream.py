@@ -154,14 +154,16 @@ class Downstream(Connection):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone, by our wish or theirs."""
         state, self._state = self._state, _CLOSED
+        # They know us: left like that, each would wait for the garbage collector.
+        taker, self._taker = self._taker, None
+        exchange, self._exchange = self._exchange, None
         self.shared.patrol.discard(self)
         if self.pinned is not None:
             self.pinned.close()
-        if state is _TAKEN and self._taker is not None:
-            self._taker.client_lost(reason)
-        elif self._exchange is not None:
-            self._exchange.client_lost(end_of(reason))
-        self._exchange = None
+        if taker is not None and state is _TAKEN:
+            taker.client_lost(reason)
+        elif exchange is not None:
+            exchange.client_lost(end_of(reason))
         self._closed(self)
 
     def writeConnectionLost(self) -> None:
