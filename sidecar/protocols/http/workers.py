@@ -97,10 +97,14 @@ class Workers:
             call()
 
     def _call(self, function: Callable[[], T], done: Deferred[T]) -> None:
+        raised: Exception | None = None
         result: T | Failure
         try:
             result = function()
         except Exception as error:  # noqa: BLE001 - who waits learns of it
-            # Without the traceback, whose frames hold what was checked.
-            result = Failure(error.with_traceback(None))
+            raised = error
+        if raised is not None:
+            # Without the traceback, whose frames hold what was checked; and not while it is
+            # being handled, when Twisted up to 24.10 finds the traceback all the same.
+            result = Failure(raised.with_traceback(None))
         self._reactor.callFromThread(self._finished, done, result)
