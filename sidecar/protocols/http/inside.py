@@ -17,6 +17,7 @@ from sidecar.errors import DialError, ProxyLoopDetected, VerificationError
 from sidecar.flow import FlowEnd, Protocol, Verdict
 from sidecar.policy import Outcome
 from sidecar.protocols.connecting import reach
+from sidecar.protocols.denials import ACCESS_DENIED
 from sidecar.protocols.http import replies
 from sidecar.protocols.http.overhearing import INSIDE, Overhearing
 from sidecar.protocols.http.tunnel import Tunnel
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from sidecar.relay import Side
 
 __all__ = ["Inside"]
-
-# A fatal access_denied alert (RFC 8446 §6.2) in a TLS 1.2 record.
-_ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
 
 
 class Inside(Overhearing):
@@ -196,7 +194,7 @@ class Inside(Overhearing):
             downstream.abort()
             return
         if flow.protocol is Protocol.TLS:
-            downstream.transport.write(_ACCESS_DENIED)
+            downstream.transport.write(ACCESS_DENIED)
         else:
             downstream.transport.write(replies.render(replies.denied(reason, hint)))
         downstream.linger()
