@@ -100,9 +100,9 @@ class SidecarService(service.Service):
         self._ports: list[IListeningPort] = []
         self._runtime: Runtime | None = None
         self._resolver: SystemResolver | None = None
-        self._uninstall: Callable[[], None] | None = None
+        # Whoever is closed when nobody is served any more, in this order.
+        self._closing: list[Callable[[], None]] = []
         self._authenticator: Authenticator | None = None
-        self._http: HTTPProxyFactory | None = None
         self._intercepted: InterceptedHTTP | None = None
 
     def privilegedStartService(self) -> None:
@@ -126,9 +126,10 @@ class SidecarService(service.Service):
             mark=config.mark or None,
             limits=config.limits,
         )
+        self._closing.append(runtime.close)
         self._resolver = resolver = SystemResolver(runtime.reactor, runtime.reactor)
         # For forwards to host names, and whatever else Twisted's endpoints connect to.
-        self._uninstall = install(runtime.reactor, resolver)
+        self._closing += [install(runtime.reactor, resolver), resolver.close]
         self._judge = judge = Judge(
             config.policy.build(),
             self._verifier(config.policy, runtime, resolver),
@@ -175,10 +176,11 @@ class SidecarService(service.Service):
             self._authenticator = make_authenticator(
                 http.auth, runtime.reactor, runtime.reactor, realm=http.realm
             )
+            self._closing.append(self._authenticator.close)
         upstream = None
         if http.upstream_proxy is not None:
             upstream = UpstreamProxy.parse(http.upstream_proxy, ",".join(http.no_proxy))
-        self._http = HTTPProxyFactory(
+        factory = HTTPProxyFactory(
             runtime,
             judge,
             resolver,
@@ -186,7 +188,8 @@ class SidecarService(service.Service):
             upstream_proxy=upstream,
             limits=http.limits,
         )
-        return self._http
+        self._closing.append(factory.close)
+        return factory
 
     def _intercepted_http(
         self, runtime: Runtime, judge: Judge, resolver: SystemResolver
@@ -194,6 +197,7 @@ class SidecarService(service.Service):
         if self._intercepted is None:
             limits = self._config.http.limits
             self._intercepted = InterceptedHTTP(runtime, judge, resolver, limits)
+            self._closing.append(self._intercepted.close)
         return self._intercepted
 
     def _observer(self) -> IFlowObserver | None:
@@ -277,24 +281,11 @@ class SidecarService(service.Service):
         stopped = [port.stopListening() for port in self._ports]
         self._ports = []
         self._judge = None
-        if self._runtime is not None:
-            self._runtime.close()
-            self._runtime = None
-        if self._uninstall is not None:
-            self._uninstall()
-            self._uninstall = None
-        if self._resolver is not None:
-            self._resolver.close()
-            self._resolver = None
-        if self._http is not None:
-            self._http.close()
-            self._http = None
-        if self._intercepted is not None:
-            self._intercepted.close()
-            self._intercepted = None
-        if self._authenticator is not None:
-            self._authenticator.close()
-            self._authenticator = None
+        self._runtime = self._resolver = None
+        self._authenticator = self._intercepted = None
+        for close in self._closing:
+            close()
+        self._closing.clear()
         for prober in self._probers:
             prober.close()
         self._probers.clear()
