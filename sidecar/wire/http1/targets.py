@@ -11,7 +11,7 @@ from enum import Enum
 
 from sidecar.wire.http1.errors import HttpMessageError, HttpMessageReason
 
-__all__ = ["Target", "TargetForm", "parse_target", "same_authority"]
+__all__ = ["Target", "TargetForm", "parse_target"]
 
 # RFC 3986 §3. A backslash ends an authority for some and not for others, and what is
 # before an @ is what others take for the host (RFC 9110 §4.2.4).
@@ -19,7 +19,6 @@ _absolute = re.compile(
     rb"([A-Za-z][A-Za-z0-9+.-]{0,31})://([A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+)(/[^#]*|\?[^#]*|)"
 ).fullmatch
 _authority = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+:[0-9]+").fullmatch
-_port = re.compile(rb":([0-9]*)\Z").search
 _ASTERISK = b"*"
 _OPTIONS = b"OPTIONS"
 _CONNECT = b"CONNECT"
@@ -89,21 +88,3 @@ def parse_target(method: bytes, target: bytes) -> Target:
     if target == _ASTERISK and method == _OPTIONS:
         return _ALL
     raise HttpMessageError(HttpMessageReason.TARGET)
-
-
-def same_authority(one: bytes, other: bytes, default_port: bytes) -> bool:
-    """Return whether two authorities mean the same (RFC 3986 §6.2).
-
-    Args:
-        one, other: As sent, of a target and a Host, say.
-        default_port: What a missing port stands for: that of the scheme, and for CONNECT
-            the target's, as clients differ in whether Host repeats it.
-    """
-    return one == other or _normal(one, default_port) == _normal(other, default_port)
-
-
-def _normal(authority: bytes, default_port: bytes) -> tuple[bytes, bytes]:
-    port = _port(authority)
-    if port is None:
-        return authority.lower(), default_port
-    return authority[: port.start()].lower(), port[1].lstrip(b"0") or default_port

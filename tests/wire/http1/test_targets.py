@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.wire.http1.errors import HttpMessageError
-from sidecar.wire.http1.targets import Target, TargetForm, parse_target, same_authority
+from sidecar.wire.http1.targets import Target, TargetForm, parse_target
 
 
 class TestForms:
@@ -96,30 +96,3 @@ class TestForms:
         with pytest.raises(HttpMessageError, match="target") as caught:
             parse_target(method, target)
         assert 400 == caught.value.status
-
-
-class TestSameAuthority:
-    @pytest.mark.parametrize(
-        ("one", "other"),
-        [
-            (b"a", b"a"),
-            (b"a", b"A"),
-            (b"a:80", b"a"),
-            (b"a", b"a:80"),
-            (b"a:", b"a"),
-            (b"a:080", b"a:80"),
-            (b"[::1]:80", b"[::1]"),
-            (b"a:8080", b"A:8080"),
-        ],
-    )
-    def test_same(self, one: bytes, other: bytes) -> None:
-        """Case and a default port make no difference."""
-        assert same_authority(one, other, b"80")
-
-    @pytest.mark.parametrize(
-        ("one", "other"),
-        [(b"a", b"b"), (b"a", b"a:8080"), (b"a:443", b"a"), (b"a.", b"a"), (b"[::1]", b"[::2]")],
-    )
-    def test_other(self, one: bytes, other: bytes) -> None:
-        """CASES S5, M8: all else does."""
-        assert not same_authority(one, other, b"80")
