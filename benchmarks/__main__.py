@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks import hello, peek, tcp
+from benchmarks import hello, http, peek, policy, tcp
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     tcp.add_parser(commands)
     hello.add_parser(commands)
     peek.add_parser(commands)
+    http.add_parser(commands)
+    policy.add_parser(commands)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _leave)  # so that what was started is ended
     try:

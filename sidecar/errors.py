@@ -16,7 +16,12 @@ and what to do, in one line, and the facts are attributes.
     │   ├── NameNotResolved
     │   │   └── ResolverBusy        … for want of a free place in the queue
     │   ├── ProxyLoopDetected
-    │   └── ResolveTimeout
+    │   ├── ResolveTimeout
+    │   └── TunnelError             a proxy on the way that opens no tunnel; knows its status
+    │       ├── TunnelReplyMalformed    … since it doesn't answer in HTTP, or not to the end
+    │       ├── TunnelTimeout           … in time
+    │       └── TunnelRefused           … and says so
+    │           └── TunnelUnauthorized      … for want of the right credentials
     ├── VerificationError       an address not shown to belong to a name; knows its reason
     │   ├── AddressRefused
     │   ├── CertificateMismatch
@@ -27,7 +32,8 @@ and what to do, in one line, and the facts are attributes.
     ├── NamespaceError          a namespace that can't be made; knows the cure
     ├── ExtensionError          a plugin that is asked for and not installed
     ├── SummaryError            a summary that can't be written to its file
-    └── TrustError              a file of certificate authorities that can't be used
+    ├── TrustError              a file of certificate authorities that can't be used
+    └── CheckerError            a password checker that can't be used
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ __all__ = [
     "AddressRefused",
     "CertificateMismatch",
     "CertificateUnavailable",
+    "CheckerError",
     "ConfigError",
     "ConnectionRefused",
     "ConnectionReset",
@@ -60,6 +67,11 @@ __all__ = [
     "SidecarError",
     "SummaryError",
     "TrustError",
+    "TunnelError",
+    "TunnelRefused",
+    "TunnelReplyMalformed",
+    "TunnelTimeout",
+    "TunnelUnauthorized",
     "VerificationError",
     "VerificationImpossible",
 ]
@@ -199,6 +211,39 @@ class ProxyLoopDetected(DialError):
     end = FlowEnd.PROXY_LOOP_DETECTED
 
 
+class TunnelError(DialError):
+    """The proxy on the way was reached, and opened no tunnel to the upstream.
+
+    Args:
+        upstream: Where the tunnel should have led, as ``host:port``.
+        problem: The cause; names the proxy.
+        status: What the proxy answered; None where that was no answer.
+    """
+
+    def __init__(self, upstream: str, problem: str, status: int | None = None) -> None:
+        super().__init__(upstream, problem)
+        self.args = (upstream, problem, status)
+        self.status = status
+
+
+class TunnelReplyMalformed(TunnelError):
+    """What the proxy sent is no HTTP/1 response, too long for one, or ended before its end."""
+
+
+class TunnelTimeout(TunnelError):
+    """The proxy did not answer in time."""
+
+    end = FlowEnd.CONNECTION_TIMEOUT
+
+
+class TunnelRefused(TunnelError):
+    """The proxy answered with a status other than 2xx."""
+
+
+class TunnelUnauthorized(TunnelRefused):
+    """The proxy wants credentials, or others than it was given (407; tinyproxy: 401)."""
+
+
 class VerificationError(SidecarError):
     """An address that was not shown to belong to the name that a client claims for it.
 
@@ -335,3 +380,18 @@ class TrustError(SidecarError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
+
+
+class CheckerError(SidecarError):
+    """A password checker (strcred) that can't be used.
+
+    Args:
+        problem: What is wrong with it, without any password.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem

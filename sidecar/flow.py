@@ -1,4 +1,4 @@
-"""What is known of one connection, and how it ended.
+"""What is known of one connection, or one HTTP request, and how it ended.
 
 A `Flow` is the only thing that the stages of a connection share: it starts with
 two addresses, gains facts, gets one verdict, ends exactly once, and is then one
@@ -41,6 +41,7 @@ class ListenerKind(Enum):
     INBOUND = "inbound"
     SNI_PROXY = "sni-proxy"
     FORWARD = "forward"
+    HTTP_PROXY = "http-proxy"
     EXEC = "exec"
 
 
@@ -50,6 +51,8 @@ class DestinationSource(Enum):
     TPROXY = "tproxy"
     REDIRECT = "redirect"
     STATIC = "static"
+    REQUEST = "request"
+    CONNECT = "connect"
 
 
 class Protocol(Enum):
@@ -65,6 +68,7 @@ class HostSource(Enum):
 
     SNI = "sni"
     HOST = "host"
+    CONNECT = "connect"
     DNS = "dns"  # the name that the address was answered for
 
 
@@ -89,6 +93,7 @@ class FlowEnd(Enum):
     DNS_TIMEOUT = "dns_timeout"
     PROXY_LOOP_DETECTED = "proxy_loop_detected"
     IDLE_TIMEOUT = "idle_timeout"
+    HTTP_REQUEST_ERROR = "http_request_error"
     PROTOCOL_ERROR = "protocol_error"
     SHUTDOWN = "shutdown"
 
@@ -114,7 +119,7 @@ _next_serial = partial(next, _serial)
 
 
 class Flow(msgspec.Struct, gc=True, weakref=False):
-    """The facts of one connection.
+    """The facts of one connection, or of one request to the HTTP proxy.
 
     Attributes:
         listener: Which way in it took.
@@ -146,6 +151,10 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         counts: Tells both while the flow is being relayed; None before and after.
         end: How it ended; None while it lives.
         seconds: How long it lived; 0.0 while it does.
+        method: An HTTP request's, as sent; None where no request was read.
+        target: What an HTTP request asks the server for, path and query as sent; None
+            for CONNECT, which has no other than the host.
+        status: What an HTTP client was answered, by the server or by us; None if nothing.
     """
 
     listener: ListenerKind
@@ -175,6 +184,9 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     counts: Callable[[], tuple[int, int]] | None = None
     end: FlowEnd | None = None
     seconds: float = 0.0
+    method: bytes | None = None
+    target: bytes | None = None
+    status: int | None = None
 
     @property
     def id(self) -> str:

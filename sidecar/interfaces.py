@@ -25,6 +25,7 @@ __all__ = [
     "IDNSObserver",
     "IDecisionStep",
     "IFlowObserver",
+    "IManyFlowsFactory",
     "INamedObserver",
     "IOpeningObserver",
     "IPeekedProtocol",
@@ -94,6 +95,15 @@ class ISocketFactory(Interface):
             flow: Its source, destination and listener are set. The callee ends
                 it, exactly once.
         """
+
+
+class IManyFlowsFactory(ISocketFactory):
+    """A taker of sockets on which many flows come one after the other (HTTP requests).
+
+    Its ``socket_accepted`` gets a flow that stands for the connection alone: its
+    ``finish`` counts the connection as closed and is told to no observer. The callee
+    makes each request's flow itself, with the runtime's observer.
+    """
 
 
 class IPeekedProtocol(Interface):

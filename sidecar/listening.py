@@ -7,7 +7,6 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer, tcp
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -15,14 +14,22 @@ from zope.interface import implementer
 from sidecar.addresses import SocketAddress
 from sidecar.destinations import NotIntercepted, OriginalDestination
 from sidecar.flow import Flow, FlowEnd, ListenerKind
-from sidecar.interfaces import IFlowObserver, IOpeningObserver, ISocketFactory
+from sidecar.interfaces import (
+    IFlowObserver,
+    IManyFlowsFactory,
+    IOpeningObserver,
+    ISocketFactory,
+)
 from sidecar.relay.poller import READ
 from sidecar.relay.resets import reset
+from sidecar.relay.stream import twisted_address
 
 if TYPE_CHECKING:
+    from twisted.internet.address import IPv4Address, IPv6Address
     from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
     from twisted.python.failure import Failure
 
+    from sidecar.admission import Admission
     from sidecar.destinations import DestinationFinder
     from sidecar.interfaces import IRelayReactor
     from sidecar.runtime import Runtime
@@ -34,19 +41,13 @@ _STREAM = int(socket.SOCK_STREAM)
 _NEXT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR})
 
 
-def twisted_address(address: SocketAddress) -> IPv4Address | IPv6Address:
-    """The same address as Twisted's protocols expect it."""
-    kind = IPv6Address if ":" in address.host else IPv4Address
-    return kind("TCP", address.host, address.port)
-
-
 @implementer(IListeningPort, IFlowObserver)
 class FlowPort:
     """A listening socket whose connections are flows.
 
-    A factory that provides `ISocketFactory` gets the accepted sockets; any other
-    gets protocols on Twisted transports, whose ``getHost()`` is the original
-    destination.
+    A factory that provides `ISocketFactory` gets the accepted sockets, where it
+    provides `IManyFlowsFactory` with flows that nobody is told of; any other gets
+    protocols on Twisted transports, whose ``getHost()`` is the original destination.
 
     Args:
         runtime: Shared with the other listeners.
@@ -78,6 +79,10 @@ class FlowPort:
         self._finder = finder
         self._lender = lender
         self._sockets: ISocketFactory | None = ISocketFactory(factory, None)
+        # Whom an accepted socket's flow tells of its end.
+        self._told: IFlowObserver = (
+            _Counter(runtime.admission) if IManyFlowsFactory.providedBy(factory) else self
+        )
         self._kind = ListenerKind.OUTBOUND if self._sockets is None else self._sockets.kind
         self._address = SocketAddress.from_kernel(sock.getsockname())
         self._opening: IOpeningObserver | None = IOpeningObserver(runtime.observer, None)
@@ -177,7 +182,7 @@ class FlowPort:
             source,
             None if destination is None else destination.address,
             None if destination is None else destination.found_by,
-            self,
+            self._told,
         )
         if self._opening is not None:
             self._tell_of_opening(self._opening, flow)
@@ -251,6 +256,18 @@ class FlowPort:
     def connection_lost(self) -> None:
         """A transport that we made has gone."""
         self._runtime.admission.closed()
+
+
+@implementer(IFlowObserver)
+class _Counter:
+    """Counts connections whose flows are others' (`IManyFlowsFactory`)."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def flow_ended(self, flow: Flow) -> None:  # noqa: ARG002 - it has no facts
+        """One connection fewer is open."""
+        self._admission.closed()
 
 
 class _InterceptedServer(tcp.Server):

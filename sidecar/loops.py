@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sidecar.addresses import SocketAddress
 from sidecar.linux.sockopt import is_local_address
 
-__all__ = ["LoopGuard", "Looped"]
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["Ends", "LoopGuard", "Looped"]
+
+# A connection's local address, and where it is connected to.
+Ends = tuple[SocketAddress, SocketAddress]
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
@@ -37,7 +43,7 @@ class LoopGuard:
     def __init__(self) -> None:
         self.tracks_upstreams = False
         self._listeners: list[SocketAddress] = []
-        self._upstreams: dict[tuple[SocketAddress, SocketAddress], Looped] = {}
+        self._upstreams: dict[Ends, Looped] = {}
 
     def add_listener(self, address: SocketAddress) -> None:
         """Take note of an address that we accept connections on."""
@@ -58,19 +64,29 @@ class LoopGuard:
                 return True
         return False
 
-    def add_upstream(self, local: SocketAddress, dialled: SocketAddress, owner: Looped) -> None:
-        """Take note of a connection of ours.
+    def track(
+        self, sock: socket.socket, dialled: SocketAddress | None, owner: Looped
+    ) -> Ends | None:
+        """Take note of a connection of ours, where it is of interest.
 
         Args:
-            local: Its local address.
-            dialled: Where to.
+            sock: It; connected.
+            dialled: Where to; None where that is no address.
             owner: Told if it comes back.
-        """
-        self._upstreams[local, _connected_to(dialled)] = owner
 
-    def remove_upstream(self, local: SocketAddress, dialled: SocketAddress) -> None:
-        """Forget such a connection; unknown ones are ignored."""
-        self._upstreams.pop((local, _connected_to(dialled)), None)
+        Returns:
+            What `forget` takes once it is over.
+        """
+        if not self.tracks_upstreams or dialled is None:
+            return None
+        ends = SocketAddress.from_kernel(sock.getsockname()), _connected_to(dialled)
+        self._upstreams[ends] = owner
+        return ends
+
+    def forget(self, ends: Ends | None) -> None:
+        """A connection that was tracked is over; any other is ignored."""
+        if ends is not None:
+            self._upstreams.pop(ends, None)
 
     def owner(self, source: SocketAddress, destination: SocketAddress) -> Looped | None:
         """Who dialled the connection between these two; None if it wasn't us."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -25,14 +27,18 @@ from sidecar.names.reactor import install
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.verifying import Certificate, Off, Redial, Verifier
 from sidecar.observe.several import Observers
+from sidecar.protocols.http.auth import make_authenticator
+from sidecar.protocols.http.factory import HTTPProxyFactory
+from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judging import Judge
 from sidecar.protocols.sni import SNIProxyFactory
 from sidecar.protocols.tcp import StaticRelayFactory, TransparentRelayFactory
 from sidecar.runtime import Runtime
+from sidecar.upstream_proxy import UpstreamProxy
 from sidecar.upstreams import parse_upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from OpenSSL import SSL
@@ -41,8 +47,24 @@ if TYPE_CHECKING:
 
     from sidecar.interfaces import IRelayReactor
     from sidecar.observe.access_log import AccessLog
+    from sidecar.protocols.http.auth import Authenticator
 
-__all__ = ["SidecarService", "fail", "trusted"]
+__all__ = ["SidecarService", "building", "fail", "trusted"]
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Have the garbage collector wait while a policy is made.
+
+    It would walk through a hundred thousand rules again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class SidecarService(service.Service):
@@ -78,7 +100,10 @@ class SidecarService(service.Service):
         self._ports: list[IListeningPort] = []
         self._runtime: Runtime | None = None
         self._resolver: SystemResolver | None = None
-        self._uninstall: Callable[[], None] | None = None
+        # Whoever is closed when nobody is served any more, in this order.
+        self._closing: list[Callable[[], None]] = []
+        self._authenticator: Authenticator | None = None
+        self._intercepted: InterceptedHTTP | None = None
 
     def privilegedStartService(self) -> None:
         """Open every listener, while low ports and capabilities can still be had.
@@ -88,7 +113,8 @@ class SidecarService(service.Service):
         """
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         try:
-            self._open()
+            with building():
+                self._open()
         except SidecarError as error:
             fail(error)
 
@@ -100,9 +126,10 @@ class SidecarService(service.Service):
             mark=config.mark or None,
             limits=config.limits,
         )
+        self._closing.append(runtime.close)
         self._resolver = resolver = SystemResolver(runtime.reactor, runtime.reactor)
         # For forwards to host names, and whatever else Twisted's endpoints connect to.
-        self._uninstall = install(runtime.reactor, resolver)
+        self._closing += [install(runtime.reactor, resolver), resolver.close]
         self._judge = judge = Judge(
             config.policy.build(),
             self._verifier(config.policy, runtime, resolver),
@@ -115,7 +142,12 @@ class SidecarService(service.Service):
             self._listen(
                 runtime,
                 config.outbound,
-                TransparentRelayFactory(runtime, kind=ListenerKind.OUTBOUND, judge=judge),
+                TransparentRelayFactory(
+                    runtime,
+                    kind=ListenerKind.OUTBOUND,
+                    judge=judge,
+                    http=self._intercepted_http(runtime, judge, resolver),
+                ),
             )
         if config.inbound is not None:
             chosen = config.inbound_source
@@ -126,10 +158,47 @@ class SidecarService(service.Service):
                 TransparentRelayFactory(runtime, kind=ListenerKind.INBOUND, source=source),
             )
         if config.sni_proxy is not None:
-            self._listen(runtime, config.sni_proxy, SNIProxyFactory(runtime, judge, resolver))
+            http = self._intercepted_http(runtime, judge, resolver)
+            self._listen(
+                runtime, config.sni_proxy, SNIProxyFactory(runtime, judge, resolver, http=http)
+            )
+        if config.http_proxy is not None:
+            self._listen(runtime, config.http_proxy, self._http_proxy(runtime, judge, resolver))
         for forward in config.forward:
             upstream = parse_upstream(self._reactor, forward.connect)
             self._listen(runtime, forward.listen, StaticRelayFactory(runtime, upstream))
+
+    def _http_proxy(
+        self, runtime: Runtime, judge: Judge, resolver: SystemResolver
+    ) -> HTTPProxyFactory:
+        http = self._config.http
+        if http.auth:
+            self._authenticator = make_authenticator(
+                http.auth, runtime.reactor, runtime.reactor, realm=http.realm
+            )
+            self._closing.append(self._authenticator.close)
+        upstream = None
+        if http.upstream_proxy is not None:
+            upstream = UpstreamProxy.parse(http.upstream_proxy, ",".join(http.no_proxy))
+        factory = HTTPProxyFactory(
+            runtime,
+            judge,
+            resolver,
+            authenticator=self._authenticator,
+            upstream_proxy=upstream,
+            limits=http.limits,
+        )
+        self._closing.append(factory.close)
+        return factory
+
+    def _intercepted_http(
+        self, runtime: Runtime, judge: Judge, resolver: SystemResolver
+    ) -> InterceptedHTTP:
+        if self._intercepted is None:
+            limits = self._config.http.limits
+            self._intercepted = InterceptedHTTP(runtime, judge, resolver, limits)
+            self._closing.append(self._intercepted.close)
+        return self._intercepted
 
     def _observer(self) -> IFlowObserver | None:
         observers: list[IFlowObserver] = [] if self._log is None else [self._log]
@@ -170,15 +239,20 @@ class SidecarService(service.Service):
         """
         if self._judge is None or self._runtime is None or self._resolver is None:
             return
+        if self._authenticator is not None:
+            # Whose password was taken away is to be out now, not in a minute.
+            self._authenticator.forget()
         try:
-            config = self._load()
+            with building():
+                config = self._load()
+                policy = config.policy.build()
             steps = find_plugins(IDecisionStep, config.policy.steps)
             # Anew even if the configuration is the same: the authorities may not be.
             verifier = self._verifier(config.policy, self._runtime, self._resolver)
         except SidecarError as error:
             self._log_reload.error("the policy in force stays: {error}", error=str(error))
             return
-        self._judge.policy = config.policy.build()
+        self._judge.policy = policy
         self._judge.steps = steps
         self._judge.verifier = verifier
         self._config = msgspec.structs.replace(self._config, policy=config.policy)
@@ -207,15 +281,11 @@ class SidecarService(service.Service):
         stopped = [port.stopListening() for port in self._ports]
         self._ports = []
         self._judge = None
-        if self._runtime is not None:
-            self._runtime.close()
-            self._runtime = None
-        if self._uninstall is not None:
-            self._uninstall()
-            self._uninstall = None
-        if self._resolver is not None:
-            self._resolver.close()
-            self._resolver = None
+        self._runtime = self._resolver = None
+        self._authenticator = self._intercepted = None
+        for close in self._closing:
+            close()
+        self._closing.clear()
         for prober in self._probers:
             prober.close()
         self._probers.clear()

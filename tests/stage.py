@@ -73,6 +73,19 @@ def dialled(process: subprocess.Popen[str]) -> str:
     return ""
 
 
+def tunnelled(process: subprocess.Popen[str]) -> str:
+    """Be asked for a tunnel, as a proxy, and have the server speak at once."""
+
+    def answer(asked: bytes, _: tuple[str, int]) -> bytes:
+        method, authority, *rest = asked.split()
+        assert method == b"CONNECT", rest
+        return b"HTTP/1.1 200 OK\r\n\r\nfrom " + authority + b": it is late\n"
+
+    with serve(3128, answer):
+        process.wait(PATIENCE)
+    return ""
+
+
 def finished(process: subprocess.Popen[str]) -> str:
     """Only run to the end, in good order."""
     assert process.wait(PATIENCE) == 0
@@ -105,7 +118,9 @@ def serve(port: int, answer: Callable[[bytes, tuple[str, int]], bytes]) -> socke
     return listener
 
 
-SCENES = {scene.__name__: scene for scene in (intercepted, peeked, relayed, dialled, finished)}
+SCENES = {
+    scene.__name__: scene for scene in (intercepted, peeked, relayed, dialled, tunnelled, finished)
+}
 
 
 def main(listing: str, scene: str) -> None:

@@ -12,6 +12,8 @@ from sidecar.config import (
     COMMAND_LINE,
     Config,
     Forward,
+    HttpConfig,
+    HttpLimits,
     InboundSource,
     Limits,
     OpenFlows,
@@ -32,8 +34,10 @@ COMPLETE = """
 outbound = "transparent:15001"
 inbound = "transparent:15006:mode=tproxy"
 sni_proxy = "tcp:443"
+http_proxy = "tls:3128"
 observers = ["statsd"]
 access_log = "/var/log/sidecar.jsonl"
+log_paths = true
 mark = 0x20
 
 [inbound_source]
@@ -63,6 +67,25 @@ ech = "deny"
 no_name = "allow"
 open_flows = "close"
 steps = ["quota"]
+
+[http]
+auth = ["file:/etc/htpasswd", "unix"]
+realm = "the proxy"
+upstream_proxy = "http://user:password@proxy.example:3128"
+no_proxy = [".corp.example"]
+
+[http.limits]
+head_bytes = 8192
+head_fields = 50
+head_timeout = 5
+keepalive_timeout = 30
+response_timeout = 100
+body_bytes = 1000000
+progress_timeout = 30
+progress_bytes = 100
+client_connections = 20
+pool_connections = 0
+pool_timeout = 4
 
 [[forward]]
 listen = "tcp:8001:interface=127.0.0.1"
@@ -101,8 +124,10 @@ class TestFile:
                 Forward("tcp:8002", "tcp:10.0.0.2:6379"),
             ),
             sni_proxy="tcp:443",
+            http_proxy="tls:3128",
             observers=("statsd",),
             access_log="/var/log/sidecar.jsonl",
+            log_paths=True,
             mark=0x20,
             inbound_source=InboundSource(
                 enabled=False, ipv4=IPv4Address("127.0.0.7"), ipv6=IPv6Address("::7")
@@ -120,15 +145,34 @@ class TestFile:
             ),
             policy=PolicyConfig(
                 default=Default.PUBLIC,
-                allow=(parse_rule("*.example.org:443", f"{path}:27"),),
-                deny=tuple(parse_rule(text, f"{path}:28") for text in ("metadata", "*:25")),
-                private_names=(parse_name_rule(".corp.example", f"{path}:29"),),
+                allow=(parse_rule("*.example.org:443", f"{path}:29"),),
+                deny=tuple(parse_rule(text, f"{path}:30") for text in ("metadata", "*:25")),
+                private_names=(parse_name_rule(".corp.example", f"{path}:31"),),
                 verify=Verify.CERTIFICATE,
                 ca_file="/etc/ssl/corp.pem",
                 ech=Choice.DENY,
                 no_name=Choice.ALLOW,
                 open_flows=OpenFlows.CLOSE,
                 steps=("quota",),
+            ),
+            http=HttpConfig(
+                auth=("file:/etc/htpasswd", "unix"),
+                realm="the proxy",
+                upstream_proxy="http://user:password@proxy.example:3128",
+                no_proxy=(".corp.example",),
+                limits=HttpLimits(
+                    head_bytes=8192,
+                    head_fields=50,
+                    head_timeout=5.0,
+                    keepalive_timeout=30.0,
+                    response_timeout=100.0,
+                    body_bytes=1_000_000,
+                    progress_timeout=30.0,
+                    progress_bytes=100,
+                    client_connections=20,
+                    pool_connections=0,
+                    pool_timeout=4.0,
+                ),
             ),
         )
         assert expected == load_file(str(path))
@@ -144,6 +188,8 @@ class TestFile:
                 (config.limits, default.limits),
                 (config.inbound_source, default.inbound_source),
                 (config.policy, default.policy),
+                (config.http, default.http),
+                (config.http.limits, default.http.limits),
             )
             for name in tree.__struct_fields__
             if getattr(tree, name) == getattr(other, name)
@@ -227,6 +273,23 @@ class TestBadFile:
             ("policy.ech = false", "policy.ech", False, '"allow" or "deny"'),
             ("policy.no_name = 'public'", "policy.no_name", "public", '"allow" or "deny"'),
             ("policy.open_flows = 'kill'", "policy.open_flows", "kill", '"leave" or "close"'),
+            ("http_proxy = ''", "http_proxy", "", "an endpoint string"),
+            ("log_paths = 1", "log_paths", 1, "true or false"),
+            ("http = 'tcp:3128'", "http", "tcp:3128", "a table: [http]"),
+            ("http.realm = ''", "http.realm", "", "1 to 200 printable ASCII characters"),
+            ('http.realm = "a\\nb"', "http.realm", "a\nb", "printable ASCII"),
+            ("http.no_proxy = 'x'", "http.no_proxy", "x", "a list of hosts"),
+            ("http.limits = 1", "http.limits", 1, "a table: [http.limits]"),
+            ("http.limits.head_bytes = 0", "http.limits.head_bytes", 0, "from 1024 to 1048576"),
+            ("http.limits.head_fields = 9", "http.limits.head_fields", 9, "from 10 to 1000"),
+            ("http.limits.head_timeout = 0", "http.limits.head_timeout", 0, "above 0"),
+            ("http.limits.body_bytes = -1", "http.limits.body_bytes", -1, "a number of bytes"),
+            (
+                "http.limits.client_connections = 0",
+                "http.limits.client_connections",
+                0,
+                "leave it out for no limit",
+            ),
             ("forward = 'x y'", "forward", "x y", "[[forward]]"),
             ("forward = ['x y']", "forward[0]", "x y", "listen"),
         ],
@@ -236,6 +299,20 @@ class TestBadFile:
         error = refusal(path, text)
         assert (key, value) == (error.key, error.value)
         assert problem in error.problem
+
+    @pytest.mark.parametrize(
+        ("text", "key"),
+        [
+            ("http.auth = 'memory:a:sesame'", "http.auth"),
+            ("http.auth = ['x', ['sesame']]", "http.auth[1]"),
+            ("http.upstream_proxy = ['http://a:sesame@b:1']", "http.upstream_proxy"),
+        ],
+    )
+    def test_passwords(self, path: Path, text: str, key: str) -> None:
+        """What may be a password is not shown."""
+        error = refusal(path, text)
+        assert (key, None) == (error.key, error.value)
+        assert "sesame" not in str(error)
 
     def test_in_a_list(self, path: Path) -> None:
         """A fault in a list is found at its index, after sound entries."""
@@ -334,6 +411,39 @@ class TestFlags:
             Forward("tcp:5", "tcp:h:6"),
         ) == config.forward
 
+    def test_http(self, path: Path) -> None:
+        """The flags of the HTTP proxy: lists add up, the rest beats the file."""
+        path.write_text(COMPLETE)
+        config = load(
+            str(path),
+            http_proxy="tcp:1",
+            proxy_auth=["memory:a:b"],
+            upstream_proxy="http://c:1",
+            no_proxy=["d,e", "f"],
+        )
+        http = config.http
+        assert ("tcp:1", "http://c:1") == (config.http_proxy, http.upstream_proxy)
+        assert ("file:/etc/htpasswd", "unix", "memory:a:b") == http.auth
+        assert (".corp.example", "d,e", "f") == http.no_proxy
+        assert (True, True, False) == (
+            config.log_paths,
+            load(log_paths=True).log_paths,
+            load().log_paths,
+        )
+
+    @pytest.mark.parametrize(
+        ("flag", "flags"),
+        [
+            ("--proxy-auth", {"proxy_auth": ["memory:a:b", ""]}),
+            ("--upstream-proxy", {"upstream_proxy": ""}),
+        ],
+    )
+    def test_bad_secret(self, flag: str, flags: dict[str, Any]) -> None:
+        """A flag whose value may have a password is named without it."""
+        with pytest.raises(ConfigError) as caught:
+            load(**flags)
+        assert (flag, None) == (caught.value.key, caught.value.value)
+
     def test_nothing_given(self) -> None:
         """With neither file nor flags, the configuration is the defaults."""
         assert Config() == load()
@@ -361,9 +471,10 @@ class TestFlags:
             ("--outbound", {"outbound": ""}),
             ("--inbound", {"inbound": ""}),
             ("--access-log", {"access_log": ""}),
+            ("--http-proxy", {"http_proxy": ""}),
         ],
     )
-    def test_bad_flag(self, flag: str, flags: dict[str, str]) -> None:
+    def test_bad_flag(self, flag: str, flags: dict[str, Any]) -> None:
         """A flag's bad value is named with the flag as the user wrote it."""
         with pytest.raises(ConfigError) as caught:
             load(**flags)
@@ -490,6 +601,8 @@ _raw = st.recursive(
                     *InboundSource.__struct_fields__,
                     *Forward.__struct_fields__,
                     *PolicyConfig.__struct_fields__,
+                    *HttpConfig.__struct_fields__,
+                    *HttpLimits.__struct_fields__,
                     "x",
                 ]
             ),

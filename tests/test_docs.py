@@ -26,8 +26,10 @@ from sidecar import config, endpoint_strings
 from sidecar.errors import DialError, VerificationError, VerificationImpossible
 from sidecar.flow import FlowEnd
 from sidecar.policy import Reason
+from sidecar.protocols.http import replies
 from sidecar.tap import Options
 from sidecar.wire.client_hello import HelloReason
+from sidecar.wire.http1.errors import HttpMessageReason
 from sidecar.wire.http_head import HttpHeadReason
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +137,7 @@ PYTHON = [
         "",
     ),
     ("docs/howto/twisted-program.md", "dialled", "", "who am I?\nyou are 203.0.113.9\n"),
+    ("docs/howto/twisted-program.md", "tunnelled", "", "from time.example:13: it is late\n"),
     ("docs/reference/rules.md", "finished", "", ""),
 ]
 
@@ -268,10 +271,13 @@ def rows(document: str, heading: str | None = None) -> list[list[str]]:
 class TestTwistd:
     def test_every_flag(self) -> None:
         """The table has all flags that there are, and no others."""
-        methods = {f"--{name[4:]}" for name in dir(Options) if name.startswith("opt_")}
+        methods = {
+            f"--{name[4:]}".replace("_", "-") for name in dir(Options) if name.startswith("opt_")
+        }
         there = {
             *(f"--{row[0]}" for row in Options.optParameters),
             *(f"-{row[1]}" for row in Options.optParameters if row[1]),
+            *(f"--{row[0]}" for row in Options.optFlags),
             *methods,
         }
         named = {
@@ -287,6 +293,8 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "## `[inbound_source]`": config.InboundSource,
     "## `[limits]`": config.Limits,
     "## `[policy]`": config.PolicyConfig,
+    "## `[http]`": config.HttpConfig,
+    "## `[http.limits]`": config.HttpLimits,
     "## `[[forward]]`": config.Forward,
 }
 
@@ -316,15 +324,22 @@ class TestConfiguration:
         expected = {
             field.name: written(field)
             for field in msgspec.structs.fields(kind)
-            if field.name not in {"forward", "inbound_source", "limits", "policy"}
+            if field.name not in {"forward", "http", "inbound_source", "limits", "policy"}
         }
         found = rows("docs/reference/configuration.md", heading)
         assert expected == {key: default for key, _, default, _ in found}
 
-    @pytest.mark.parametrize("bound", ["3600", "31536000", "10000000", "32767", "1024"])
+    @pytest.mark.parametrize(
+        "bound",
+        ["3600", "31536000", "10000000", "32767", "1024", "1048576", "65536", "9007199254740992"],
+    )
     def test_bounds(self, bound: str) -> None:
         """The bounds that the code has are in the text."""
-        assert bound in repr([f.type for f in msgspec.structs.fields(config.Limits)])
+        fields = [
+            *msgspec.structs.fields(config.Limits),
+            *msgspec.structs.fields(config.HttpLimits),
+        ]
+        assert bound in repr([field.type for field in fields])
         assert bound in read("docs/reference/configuration.md")
 
 
@@ -353,6 +368,9 @@ def subclasses(kind: type[_Error]) -> set[type[_Error]]:
     return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
 
 
+_BAD_GATEWAY = 502
+
+
 def reasons_in_source() -> set[str]:
     """Every reason code that a flow can get."""
     source = "\n".join(
@@ -367,6 +385,10 @@ def reasons_in_source() -> set[str]:
         *(reason.value for reason in Reason),
         *(f"hello_{reason.value}" for reason in HelloReason if reason.value != "not_tls"),
         *(f"http_{reason.value}" for reason in HttpHeadReason if reason.value != "not_http"),
+        # What only servers can do is no reason of a flow's.
+        *(f"http_{reason.value}" for reason in HttpMessageReason if reason.status != _BAD_GATEWAY),
+        *(reply.reason for reply in vars(replies).values() if isinstance(reply, replies.Reply)),
+        *(reply.reason for reply in map(replies.reply_to_end, FlowEnd) if reply is not None),
         # A name's verification gives up with these.
         *(kind.end.value for kind in subclasses(DialError)),
     }
@@ -405,6 +427,7 @@ class TestReference:
         text = read("docs/reference/endpoints.md")
         assert f"\n    {endpoint_strings._SERVER_FORM}\n" in text
         assert f"\n    {endpoint_strings._CLIENT_FORM}\n" in text
+        assert f"\n    {endpoint_strings._CONNECT_FORM}\n" in text
 
     def test_layout(self) -> None:
         """The design names every module and package that is there."""

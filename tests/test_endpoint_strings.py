@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from turning import Turning, turning
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString, serverFromString
 from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamClientEndpointStringParserWithReactor,
@@ -18,11 +18,18 @@ from zope.interface.verify import verifyObject
 
 from sidecar.addresses import SocketAddress
 from sidecar.destinations import InterceptMode
-from sidecar.endpoint_strings import TransparentClientParser, TransparentServerParser
+from sidecar.endpoint_strings import (
+    ConnectClientParser,
+    TransparentClientParser,
+    TransparentServerParser,
+)
 from sidecar.endpoints import BACKLOG, TransparentClientEndpoint, TransparentServerEndpoint
+from sidecar.protocols.connect import ConnectClientEndpoint
+from sidecar.wire.basic import basic_authorization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(name="turning")
@@ -170,6 +177,111 @@ class TestClient:
         """What is wrong is named."""
         with pytest.raises(ValueError, match=names):
             clientFromString(turning.reactor, f"transparent:{text}")
+
+
+class TestConnect:
+    def test_discovered(self) -> None:
+        """Twisted finds the parser among its plugins."""
+        parsers = getPlugins(IStreamClientEndpointStringParserWithReactor)
+        found = [parser for parser in parsers if parser.prefix == "connect"]
+        assert [ConnectClientParser] == [type(parser) for parser in found]
+
+    def test_interface(self) -> None:
+        """The parser is what Twisted expects."""
+        assert verifyObject(IStreamClientEndpointStringParserWithReactor, ConnectClientParser())
+        assert verifyObject(IPlugin, ConnectClientParser())
+
+    @pytest.mark.parametrize(
+        ("text", "proxy", "authority", "credentials", "timeout"),
+        [
+            ("p.example:3128:h.example:443", ("p.example", 3128), "h.example:443", None, 30),
+            ("P.Example.:3128:H.EXAMPLE.:443", ("p.example", 3128), "h.example:443", None, 30),
+            ("192.0.2.1:80:192.0.2.2:22", ("192.0.2.1", 80), "192.0.2.2:22", None, 30),
+            (r"\:\:1:80:2001\:db8\:\:1:22", ("::1", 80), "[2001:db8::1]:22", None, 30),
+            (r"[\:\:1]:80:[2001\:db8\:\:1]:22", ("::1", 80), "[2001:db8::1]:22", None, 30),
+            ("[::1]:80:[2001:db8::1]:22", ("::1", 80), "[2001:db8::1]:22", None, 30),
+            ("[::1]:80:h.example:22", ("::1", 80), "h.example:22", None, 30),
+            ("p:1:h:2:user=me", ("p", 1), "h:2", ("me", ""), 30),
+            ("p:1:h:2:user=me:password=x", ("p", 1), "h:2", ("me", "x"), 30),
+            (r"p:1:h:2:user=me:password=a\:b\=c", ("p", 1), "h:2", ("me", "a:b=c"), 30),
+            ("p:1:h:2:timeout=5", ("p", 1), "h:2", None, 5),
+        ],
+    )
+    def test_parsed(
+        self,
+        turning: Turning,
+        text: str,
+        proxy: tuple[str, int],
+        authority: str,
+        credentials: tuple[str, str] | None,
+        timeout: float,
+    ) -> None:
+        """A description becomes the endpoint that it describes."""
+        endpoint = clientFromString(turning.reactor, f"connect:{text}")
+        assert isinstance(endpoint, ConnectClientEndpoint)
+        assert verifyObject(IStreamClientEndpoint, endpoint)
+        assert isinstance(endpoint._proxy, HostnameEndpoint)
+        assert proxy == (endpoint._proxy._hostText, endpoint._proxy._port)
+        assert (authority, timeout) == (endpoint._authority, endpoint._timeout)
+        expected = None if credentials is None else basic_authorization(*credentials)
+        assert expected == endpoint._authorization
+
+    @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+    def test_password_file(self, turning: Turning, tmp_path: Path, end: str) -> None:
+        """A password that others shall not see is a file's one line."""
+        file = tmp_path / "password"
+        file.write_bytes(f"s\xe9cret :word{end}".encode())
+        text = f"connect:p:1:h:2:user=me:password-file={file}"
+        endpoint = clientFromString(turning.reactor, text)
+        assert isinstance(endpoint, ConnectClientEndpoint)
+        assert basic_authorization("me", "s\xe9cret :word") == endpoint._authorization
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"\n", b"a\nb\n", b"\xff\n", b"x" * 1025, b"a\x00b\n"]
+    )
+    def test_no_password_in_file(self, turning: Turning, tmp_path: Path, content: bytes) -> None:
+        """Anything else in the file is an error that doesn't show it."""
+        file = tmp_path / "password"
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="password"):
+            clientFromString(turning.reactor, f"connect:p:1:h:2:user=me:password-file={file}")
+
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("", "connect:PROXYHOST"),
+            ("p:1", "connect:PROXYHOST"),
+            ("p:1:h", "connect:PROXYHOST"),
+            ("p:1:h:2:3", "connect:PROXYHOST"),
+            ("::1:1:h:2", "connect:PROXYHOST"),
+            ("host=p:port=1:h:2", "connect:PROXYHOST"),
+            ("127.1:1:h:2", r"127\.1"),
+            ("p:0:h:2", "'0'"),
+            ("p:http:h:2", "http"),
+            ("p:1:h h:2", "h h"),
+            (r"p:1:fe80\:\:1%lo:2", "fe80::1%lo"),
+            ("p:1:[::1:2", "connect:PROXYHOST"),
+            ("p:1:h:65536", "65536"),
+            ("p:1:h:+2", r"\+2"),
+            (r"p:1:h:2:user=a\:b", "colon"),
+            ("p:1:h:2:user=a\nb", "control"),
+            ("p:1:h:2:password=x", "user="),
+            ("p:1:h:2:password-file=/x", "password-file=/x: No such file"),
+            ("p:1:h:2:password-file=/etc/hostname", "user="),
+            ("p:1:h:2:user=a:password=x:password-file=/x", "one of them"),
+            ("p:1:h:2:timeout=0", "timeout=0"),
+            ("p:1:h:2:timeout=3601", "timeout=3601"),
+            ("p:1:h:2:timeout=1.5", r"timeout=1\.5"),
+            ("p:1:h:2:timeout=", "timeout="),
+            ("p:1:h:2:mark=1", "mark="),
+            ("p:1:h:2:bindAddress=127.0.0.1", "bindAddress="),
+            ("p:1:h:2:User=a", "User="),
+        ],
+    )
+    def test_rejected(self, turning: Turning, text: str, names: str) -> None:
+        """What is wrong is named."""
+        with pytest.raises(ValueError, match=names):
+            clientFromString(turning.reactor, f"connect:{text}")
 
 
 def test_light() -> None:

@@ -3,28 +3,34 @@ from __future__ import annotations
 import os
 import resource
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from support import PATIENCE
 from turning import Turning, turning
 from twisted.internet.interfaces import IListeningPort, ITCPTransport
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from sidecar.addresses import SocketAddress
 from sidecar.config import Limits
 from sidecar.destinations import DestinationFinder, NotIntercepted, OriginalDestination
+from sidecar.errors import ProxyLoopDetected
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
-from sidecar.interfaces import IFlowObserver, IOpeningObserver, ISocketFactory
-from sidecar.listening import FlowPort, twisted_address
+from sidecar.interfaces import IFlowObserver, IManyFlowsFactory, IOpeningObserver, ISocketFactory
+from sidecar.listening import FlowPort, _Counter, twisted_address
+from sidecar.relay.stream import ShutDown, SocketTransport
 from sidecar.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from twisted.internet.interfaces import IAddress
+    from twisted.internet.interfaces import IAddress, IProtocol
+    from twisted.python.failure import Failure
+
+    from sidecar.errors import DialError
 
 ELSEWHERE = SocketAddress("198.51.100.1", 443)
 
@@ -84,6 +90,57 @@ class Sockets(Factory):
             connection, flow = self.taken.pop()
             connection.close()
             flow.finish(FlowEnd.CLOSED)
+
+
+class Requests(Protocol):
+    """Takes each byte for a request, and "x" for one that leads back to the listener."""
+
+    def __init__(self, runtime: Runtime, flow: Flow) -> None:
+        self._runtime = runtime
+        self._connection = flow
+        self.reasons: list[type[BaseException]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        for byte in data:
+            flow = Flow(
+                ListenerKind.INBOUND, self._connection.source, None, None, self._runtime.observer
+            )
+            if byte == ord("x"):
+                host = cast("SocketTransport", self.transport).getHost()
+                self._runtime.dialer.dial(
+                    SocketAddress(host.host, host.port), partial(_ended, flow)
+                )
+            else:
+                flow.finish(FlowEnd.CLOSED)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        assert reason.value is not None
+        self.reasons.append(type(reason.value))
+        self._connection.finish(FlowEnd.CLOSED)
+
+
+def _ended(flow: Flow, outcome: socket.socket | DialError, address: SocketAddress) -> None:
+    assert isinstance(outcome, ProxyLoopDetected)
+    flow.finish(outcome.end)
+
+
+@implementer(IManyFlowsFactory)
+class ManyFlows(Factory):
+    """Serves requests on our own transports."""
+
+    noisy = False
+    kind = ListenerKind.INBOUND
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.protocols: list[Requests] = []
+
+    def socket_accepted(self, connection: socket.socket, flow: Flow) -> None:
+        protocol = Requests(self.runtime, flow)
+        self.protocols.append(protocol)
+        SocketTransport(
+            self.runtime.poller, connection, cast("IProtocol", protocol), peer=flow.source
+        )
 
 
 class Hosts(Protocol):
@@ -264,6 +321,106 @@ class TestSockets:
         runtime.close()
 
 
+class TestManyFlows:
+    def test_interfaces(self, turning: Turning) -> None:
+        """The counter is an observer, the fake a taker of sockets."""
+        runtime = make_runtime(turning)
+        factory = ManyFlows(runtime)
+        assert verifyObject(IManyFlowsFactory, factory)
+        assert ISocketFactory.providedBy(factory)
+        assert verifyObject(IFlowObserver, _Counter(runtime.admission))
+        runtime.close()
+
+    def test_counted(self, turning: Turning) -> None:
+        """Connections are counted, requests are told of."""
+        observer = Observer()
+        runtime = make_runtime(turning, observer)
+        port = listen(runtime, ManyFlows(runtime))
+        with connect(port) as client, connect(port):
+            client.send(b"12345")
+            turning.until(lambda: len(observer.flows) == 5)
+            assert 2 == runtime.admission.open
+        turning.until(lambda: runtime.admission.open == 0)
+        assert [FlowEnd.CLOSED] * 5 == [flow.end for flow in observer.flows]
+        runtime.close()
+
+    def test_limit(self, turning: Turning) -> None:
+        """The limit is one of connections, however many requests each carries."""
+        observer = Observer()
+        runtime = make_runtime(turning, observer, connections=1)
+        factory = ManyFlows(runtime)
+        port = listen(runtime, factory)
+        with connect(port) as second:
+            with connect(port):
+                turning.until(lambda: factory.protocols)
+                second.send(b"123")
+                turning.settle()
+                assert (1, 1) == (len(factory.protocols), runtime.admission.open)
+            turning.until(lambda: len(observer.flows) == 3)
+            assert 1 == runtime.admission.open
+        turning.until(lambda: runtime.admission.open == 0)
+        runtime.close()
+
+    def test_loop(self, turning: Turning) -> None:
+        """A request for the listener itself isn't dialled."""
+        observer = Observer()
+        runtime = make_runtime(turning, observer)
+        with connect(listen(runtime, ManyFlows(runtime))) as client:
+            client.send(b"x1")
+            turning.until(lambda: len(observer.flows) == 2)
+        ends = [flow.end for flow in observer.flows]
+        assert [FlowEnd.PROXY_LOOP_DETECTED, FlowEnd.CLOSED] == ends
+        turning.until(lambda: runtime.admission.open == 0)
+        runtime.close()
+
+    def test_own_upstream(self, turning: Turning) -> None:
+        """A connection that we dialled ourselves is refused as with any factory."""
+
+        class Owner:
+            looped_times = 0
+
+            def looped(self) -> None:
+                self.looped_times += 1
+
+        runtime = make_runtime(turning)
+        factory = ManyFlows(runtime)
+        port = listen(runtime, factory, FOUND)
+        owner = Owner()
+        with connect(port) as client:
+            runtime.guard.track(client, ELSEWHERE, owner)
+            turning.until(lambda: owner.looped_times)
+        assert ([], 0) == (factory.protocols, runtime.admission.open)
+        runtime.close()
+
+    def test_shutdown(self, turning: Turning) -> None:
+        """What is open when the process ends is reset, and its protocol told."""
+        runtime = make_runtime(turning)
+        factory = ManyFlows(runtime)
+        port = listen(runtime, factory)
+        with connect(port) as client:
+            turning.until(lambda: factory.protocols)
+            runtime.close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        assert [[ShutDown]] == [protocol.reasons for protocol in factory.protocols]
+        assert 0 == runtime.admission.open
+
+    def test_factory_that_raises(self, turning: Turning) -> None:
+        """A bug in the factory costs one connection, which is no longer counted."""
+
+        class Buggy(ManyFlows):
+            def socket_accepted(self, connection: socket.socket, flow: Flow) -> None:
+                raise ZeroDivisionError
+
+        observer = Observer()
+        runtime = make_runtime(turning, observer)
+        with connect(listen(runtime, Buggy(runtime))):
+            turning.until(lambda: turning.failures)
+            assert "ZeroDivisionError" in turning.failures.pop()
+        assert ([], 0) == (observer.flows, runtime.admission.open)
+        runtime.close()
+
+
 class TestProtocols:
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
     def test_original_destination(self, turning: Turning, host: str) -> None:
@@ -373,9 +530,7 @@ class TestDirect:
         port = listen(runtime, sockets, FOUND)
         owner = Owner()
         with connect(port) as client:
-            runtime.guard.add_upstream(
-                SocketAddress.from_kernel(client.getsockname()), ELSEWHERE, owner
-            )
+            runtime.guard.track(client, ELSEWHERE, owner)
             turning.until(lambda: owner.looped_times)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import socket
+from typing import TYPE_CHECKING
+
 import pytest
 
 from sidecar.addresses import SocketAddress
 from sidecar.loops import LoopGuard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Owner:
@@ -71,36 +77,58 @@ class TestLeadsBack:
         assert not guard.leads_back(address)
 
 
+@pytest.fixture
+def ours() -> Iterator[socket.socket]:
+    """A socket with an address of its own."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
 class TestUpstreams:
-    def test_owner(self, guard: LoopGuard) -> None:
+    DIALLED = SocketAddress("192.0.2.80", 443)
+    OTHER = SocketAddress("192.0.2.81", 443)
+
+    @pytest.fixture(autouse=True)
+    def _transparent(self, guard: LoopGuard) -> None:
+        guard.tracks_upstreams = True
+
+    def test_owner(self, guard: LoopGuard, ours: socket.socket) -> None:
         """A connection between the addresses of one that we dialled is our own."""
         owner = Owner()
-        local = SocketAddress("192.0.2.7", 40000)
-        dialled = SocketAddress("192.0.2.80", 443)
-        guard.add_upstream(local, dialled, owner)
-        assert owner is guard.owner(SocketAddress("192.0.2.7", 40000), dialled)
-        assert guard.owner(SocketAddress("192.0.2.7", 40001), dialled) is None
-        guard.remove_upstream(local, dialled)
-        assert guard.owner(local, dialled) is None
-        guard.remove_upstream(local, dialled)
+        local = SocketAddress.from_kernel(ours.getsockname())
+        ends = guard.track(ours, self.DIALLED, owner)
+        assert owner is guard.owner(local, self.DIALLED)
+        assert guard.owner(SocketAddress(local.host, 1), self.DIALLED) is None
+        guard.forget(ends)
+        assert guard.owner(local, self.DIALLED) is None
+        guard.forget(ends)
 
-    def test_one_port_several_destinations(self, guard: LoopGuard) -> None:
+    def test_one_port_several_destinations(self, guard: LoopGuard, ours: socket.socket) -> None:
         """The kernel gives a port to several connections; each is known by both ends."""
         one, other = Owner(), Owner()
-        local = SocketAddress("192.0.2.7", 40000)
-        first, second = SocketAddress("192.0.2.80", 443), SocketAddress("192.0.2.81", 443)
-        guard.add_upstream(local, first, one)
-        guard.add_upstream(local, second, other)
-        assert one is guard.owner(local, first)
-        assert other is guard.owner(local, second)
+        local = SocketAddress.from_kernel(ours.getsockname())
+        ends = guard.track(ours, self.DIALLED, one)
+        guard.track(ours, self.OTHER, other)
+        assert one is guard.owner(local, self.DIALLED)
+        assert other is guard.owner(local, self.OTHER)
         assert guard.owner(local, SocketAddress("192.0.2.82", 443)) is None
-        guard.remove_upstream(local, first)
-        assert other is guard.owner(local, second)
+        guard.forget(ends)
+        assert other is guard.owner(local, self.OTHER)
 
     @pytest.mark.parametrize(("dialled", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
-    def test_unspecified(self, guard: LoopGuard, dialled: str, reached: str) -> None:
+    def test_unspecified(
+        self, guard: LoopGuard, ours: socket.socket, dialled: str, reached: str
+    ) -> None:
         """What is dialled at no address is a connection to loopback."""
         owner = Owner()
-        local = SocketAddress(reached, 40000)
-        guard.add_upstream(local, SocketAddress(dialled, 80), owner)
+        local = SocketAddress.from_kernel(ours.getsockname())
+        guard.track(ours, SocketAddress(dialled, 80), owner)
         assert owner is guard.owner(local, SocketAddress(reached, 80))
+
+    def test_of_no_interest(self, guard: LoopGuard, ours: socket.socket) -> None:
+        """Where nothing could come back, or nobody knows where to, nothing is kept."""
+        assert guard.track(ours, None, Owner()) is None
+        guard.tracks_upstreams = False
+        assert guard.track(ours, self.DIALLED, Owner()) is None
+        guard.forget(None)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from cryptography import x509
@@ -13,14 +14,17 @@ from turning import Turning, turning
 from twisted.internet.defer import maybeDeferred
 
 from sidecar.addresses import SocketAddress
-from sidecar.config import Config, PolicyConfig, Verify
+from sidecar.config import Config, HttpConfig, PolicyConfig, Verify
 from sidecar.errors import CertificateMismatch, ConfigError
 from sidecar.names.verifying import Certificate, Off, Redial
 from sidecar.policy import Default, parse_rule
+from sidecar.protocols.http.auth import Access
 from sidecar.service import SidecarService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from twisted.internet.address import IPv4Address
 
 DENY = Config(policy=PolicyConfig(default=Default.DENY))
 ALLOW = Config(policy=PolicyConfig(default=Default.DENY, allow=(parse_rule("example.org"),)))
@@ -230,3 +234,46 @@ class TestAuthorities:
             service.privilegedStartService()
         turning.result(service.stopService())
         turning.settle()
+
+
+class TestHttpProxy:
+    def test_life(self, turning: Turning) -> None:
+        """The HTTP proxy asks for passwords, and what it keeps ends with the service."""
+        http = HttpConfig(auth=("memory:alice:sesame",), realm="here")
+        config = Config(http_proxy="tcp:0:interface=127.0.0.1", http=http, mark=0)
+        service = SidecarService(turning.reactor, config)
+        service.privilegedStartService()
+        service.startService()
+        listening = cast("IPv4Address", service._ports[0].getHost())
+        with socket.create_connection(("127.0.0.1", listening.port)) as client:
+            client.sendall(b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            client.setblocking(False)
+            heard = b""
+
+            def answered() -> bool:
+                nonlocal heard
+                with suppress(BlockingIOError):
+                    heard += client.recv(4096)
+                return b"\r\n\r\n" in heard
+
+            turning.until(answered, client)
+            assert heard.startswith(b"HTTP/1.1 407 ")
+            assert b'Basic realm="here"' in heard
+        turning.settle()
+        turning.result(service.stopService())
+        turning.settle()
+
+    def test_reload(self, turning: Turning) -> None:
+        """SIGHUP has every password checked anew."""
+        http = HttpConfig(auth=("memory:alice:sesame",))
+        config = Config(http_proxy="tcp:0:interface=127.0.0.1", http=http, mark=0)
+        service = SidecarService(turning.reactor, config)
+        service.privilegedStartService()
+        authenticator = service._authenticator
+        assert authenticator is not None
+        fields = [(b"Proxy-Authorization", b"Basic YWxpY2U6c2VzYW1l")]
+        assert Access.GRANTED is authenticator.authenticate(fields)
+        assert 1 == len(authenticator._recent)
+        service.reload()
+        assert 0 == len(authenticator._recent)
+        turning.result(service.stopService())

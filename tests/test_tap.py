@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 
 import sidecar
 from sidecar.config import Config, Forward
-from sidecar.errors import ConfigError, ListenError
+from sidecar.errors import ListenError
 from sidecar.service import SidecarService
 from sidecar.tap import Options
 
@@ -119,10 +119,27 @@ class TestOptions:
         config = parsed("--config", str(file), "--outbound", "transparent:2").to_config()
         assert Config(outbound="transparent:2", mark=7) == config
 
-    def test_nothing(self) -> None:
-        """Something must be listened on."""
-        with pytest.raises(ConfigError, match="nothing to listen on"):
-            parsed().to_config()
+    def test_nothing(self, tmp_path: Path) -> None:
+        """With nothing to listen on, it is an HTTP proxy for this host."""
+        assert Config(http_proxy="tcp:3128:interface=127.0.0.1") == parsed().to_config()
+        file = tmp_path / "sidecar.toml"
+        file.write_text("mark = 7\n")
+        config = parsed("--config", str(file), "--access-log", "-").to_config()
+        assert "tcp:3128:interface=127.0.0.1" == config.http_proxy
+        assert parsed("--sni-proxy", "tcp:443").to_config().http_proxy is None
+
+    def test_http(self) -> None:
+        """The flags of the HTTP proxy are configuration as well."""
+        config = parsed(
+            *("--http-proxy", "tcp:1", "--log-paths", "--upstream-proxy", "http://p.example:1"),
+            *("--proxy-auth", "memory:a:b", "--proxy-auth", "unix", "--no-proxy", "a,b"),
+        ).to_config()
+        assert ("tcp:1", True) == (config.http_proxy, config.log_paths)
+        assert (("memory:a:b", "unix"), "http://p.example:1", ("a,b",)) == (
+            config.http.auth,
+            config.http.upstream_proxy,
+            config.http.no_proxy,
+        )
 
     def test_unknown_flag(self) -> None:
         """A flag that there isn't is a usage error."""
@@ -195,13 +212,34 @@ class TestProcess:
         """--help lists every flag."""
         done = twistd(tmp_path, "--help")
         assert 0 == done.returncode
-        for flag in ("--config", "--outbound", "--inbound", "--forward", "--access-log"):
+        for flag in (
+            "--config",
+            "--outbound",
+            "--inbound",
+            "--forward",
+            "--http-proxy",
+            "--proxy-auth",
+        ):
             assert flag in done.stdout
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            ([], "nothing to listen on"),
+            (["--http-proxy", "nonsense"], "command line: --http-proxy = 'nonsense'"),
+            (["--proxy-auth", "file:missing"], "--proxy-auth: missing can't be used: No such file"),
+            (["--proxy-auth", "memory:sesame"], "--proxy-auth: memory can't be used: expected"),
+            (["--proxy-auth", "sesam"], "--proxy-auth: no checker is called 'sesam'"),
+            (["--upstream-proxy", "https://a:sesame@b:1"], "--upstream-proxy = 'https://***@b:1'"),
+            (["--no-proxy", "a..b"], "--no-proxy = 'a..b'"),
+            (["--no-proxy", "a"], "--no-proxy: is for --upstream-proxy, which isn't given"),
+            (
+                ["--sni-proxy", "tcp:1", "--proxy-auth", "memory:a:sesame"],
+                "--proxy-auth: is for --http-proxy, which isn't given",
+            ),
+            (
+                ["--sni-proxy", "tcp:1", "--upstream-proxy", "http://a:sesame@b:1"],
+                "--upstream-proxy: is for --http-proxy, which isn't given",
+            ),
             (["--outbound", "nonsense"], "command line: --outbound = 'nonsense'"),
             (["--outbound", "transparent:http"], "port=http"),
             (["--outbound", "tcp:15001"], "expected transparent:PORT"),
@@ -220,6 +258,8 @@ class TestProcess:
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith("twistd sidecar: ")
         assert said in line
+        # No password comes back.
+        assert "sesame" not in line
 
     def test_bad_file(self, tmp_path: Path) -> None:
         """Likewise in a file: its name, the key, the value."""
@@ -240,6 +280,23 @@ class TestProcess:
             "can't be read: No such file or directory\n"
         ) == done.stderr
 
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ('auth = ["unknown:sesame"]', "http.auth[0]: no checker is called 'unknown'"),
+            ('upstream_proxy = "http://a:sesame@b"', "http.upstream_proxy = 'http://***@b'"),
+            ('no_proxy = ["a", "b..c"]\nupstream_proxy="http://a:1"', "http.no_proxy = 'b..c'"),
+        ],
+    )
+    def test_bad_http(self, tmp_path: Path, text: str, said: str) -> None:
+        """Likewise for what the HTTP proxy needs; passwords are not shown."""
+        (tmp_path / "sidecar.toml").write_text(f"[http]\n{text}\n")
+        done = twistd(tmp_path, "--config", "sidecar.toml")
+        assert 1 == done.returncode
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith(f"twistd sidecar: sidecar.toml: {said}")
+        assert "sesame" not in line
+
     @pytest.mark.parametrize("flag", ["--outbound", "--forward"])
     def test_taken(self, tmp_path: Path, flag: str) -> None:
         """A port that is taken is one line, and status 1, whoever's endpoint it is."""
@@ -257,6 +314,49 @@ class TestProcess:
         assert 1 == len(lines)
         assert str(port) in lines[0]
         assert "Traceback" not in done.stdout + done.stderr
+
+    def test_http_proxy(self, tmp_path: Path, free_port: int) -> None:
+        """The HTTP proxy lets in who has the password, and logs one line a request."""
+        arguments = [
+            *("--http-proxy", f"tcp:{free_port}:interface=127.0.0.1", "--log-paths"),
+            *("--proxy-auth", "memory:alice:sesame", "--access-log", "access.log"),
+        ]
+        with socket.create_server(("127.0.0.1", 0)) as origin:
+            host = f"127.0.0.1:{origin.getsockname()[1]}"
+            start = f"GET http://{host}/a?b HTTP/1.1\r\nHost: {host}\r\n".encode()
+            with (
+                running(tmp_path, *arguments) as process,
+                socket.create_connection(("127.0.0.1", free_port), PATIENCE) as client,
+            ):
+                client.sendall(start + b"\r\n")
+                refused = client.recv(4096)
+                client.sendall(start + b"Proxy-Authorization: Basic YWxpY2U6c2VzYW1l\r\n\r\n")
+                far, _ = origin.accept()
+                with far:
+                    asked = far.recv(4096)
+                    far.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                    answered = client.recv(4096)
+                process.send_signal(signal.SIGTERM)
+                assert process.stdout is not None
+                said = process.stdout.read()
+        assert refused.startswith(b"HTTP/1.1 407 ")
+        assert b'Proxy-Authenticate: Basic realm="sidecar", charset="UTF-8"\r\n' in refused
+        assert asked.startswith(b"GET /a?b HTTP/1.1\r\n")
+        assert b"YWxp" not in asked
+        assert answered.startswith(b"HTTP/1.1 204 ")
+        text = (tmp_path / "access.log").read_text()
+        denied, allowed = map(json.loads, text.splitlines())
+        assert ("authentication_required", "http_request_error", 407) == (
+            denied["reason"],
+            denied["end"],
+            denied["status"],
+        )
+        assert ("http-proxy", "GET", "/a?b", 204, "closed") == (
+            *(allowed["listener"], allowed["method"], allowed["path"]),
+            *(allowed["status"], allowed["end"]),
+        )
+        assert "Traceback" not in said
+        assert not any(secret in text + said for secret in ("sesame", "YWxp"))
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_signal(self, tmp_path: Path, free_port: int, number: signal.Signals) -> None:

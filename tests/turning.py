@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from support import PATIENCE, open_descriptors
@@ -146,9 +148,16 @@ def _descriptors() -> dict[int, str]:
     return {fd: to for fd, to in open_descriptors().items() if to != "/dev/null"}
 
 
+@cache
+def _forget_what_was_before() -> None:
+    # pytest's start leaves garbage with descriptors, which some test's turn would free.
+    gc.collect()
+
+
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """See that no descriptor is left over."""
+    _forget_what_was_before()
     # pytest-twisted starts the global reactor, which takes two, in the midst of some test.
     running = vars(reactor).get("running")
     before = _descriptors()

@@ -1,6 +1,7 @@
 """The whole configuration as one typed tree, from TOML and from flags.
 
     tree          what can be configured, with which bounds
+    http          likewise of the HTTP proxy
     checking      whether a raw tree fits it, and which value doesn't
     rule_places   on which line of its file each rule stands
     file          what a TOML file configures
@@ -17,7 +18,9 @@ docs/reference/configuration.md is the description for users.
 
 from sidecar.config.file import load_file
 from sidecar.config.flags import COMMAND_LINE, load, merge_flags
+from sidecar.config.http import HttpConfig, HttpLimits
 from sidecar.config.tree import (
+    DEFAULT_HTTP_PROXY,
     Config,
     Forward,
     InboundSource,
@@ -29,8 +32,11 @@ from sidecar.config.tree import (
 
 __all__ = [
     "COMMAND_LINE",
+    "DEFAULT_HTTP_PROXY",
     "Config",
     "Forward",
+    "HttpConfig",
+    "HttpLimits",
     "InboundSource",
     "Limits",
     "OpenFlows",

@@ -15,6 +15,9 @@ from sidecar.policy import NameRule, Rule, parse_name_rule, parse_rule
 
 __all__ = ["convert"]
 
+# What stands there may be a password: it comes back in no error.
+_SECRET_KEYS = ("http.auth", "http.upstream_proxy")
+
 
 def convert(raw: dict[str, Any], source: str, key: str | None = None) -> Config:
     """Check a raw tree. `key`, if given, stands in errors instead of the key found."""
@@ -22,7 +25,8 @@ def convert(raw: dict[str, Any], source: str, key: str | None = None) -> Config:
         return msgspec.convert(raw, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
         found, value, problem = _find_fault(raw, Config, "") or ("", None, str(error))
-        raise ConfigError(source, key or found or None, value, problem) from None
+        shown = None if found.startswith(_SECRET_KEYS) else value
+        raise ConfigError(source, key or found or None, shown, problem) from None
 
 
 def _decode(kind: type, value: object) -> object:

@@ -15,6 +15,7 @@ from sidecar.policy import parse_rule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sidecar.config.http import HttpConfig
     from sidecar.config.tree import PolicyConfig
     from sidecar.policy import Rule
 
@@ -31,18 +32,23 @@ def load(
     outbound: str | None = None,
     inbound: str | None = None,
     sni_proxy: str | None = None,
+    http_proxy: str | None = None,
     forward: Sequence[str] = (),
     access_log: str | None = None,
+    log_paths: bool = False,
     default: str | None = None,
     allow: Sequence[str] = (),
     deny: Sequence[str] = (),
+    proxy_auth: Sequence[str] = (),
+    upstream_proxy: str | None = None,
+    no_proxy: Sequence[str] = (),
 ) -> Config:
     """Build the configuration from a file, if there is one, and flags.
 
     Args:
         path: The TOML file; None for none.
-        outbound, inbound, sni_proxy, forward, access_log, default, allow, deny: As `merge_flags`
-            takes them.
+        outbound, inbound, sni_proxy, http_proxy, forward, access_log, log_paths, default, allow,
+            deny, proxy_auth, upstream_proxy, no_proxy: As `merge_flags` takes them.
 
     Raises:
         ConfigError: A file that can't be read, or a value that can't be used.
@@ -52,11 +58,16 @@ def load(
         outbound=outbound,
         inbound=inbound,
         sni_proxy=sni_proxy,
+        http_proxy=http_proxy,
         forward=forward,
         access_log=access_log,
+        log_paths=log_paths,
         default=default,
         allow=allow,
         deny=deny,
+        proxy_auth=proxy_auth,
+        upstream_proxy=upstream_proxy,
+        no_proxy=no_proxy,
     )
 
 
@@ -66,20 +77,29 @@ def merge_flags(
     outbound: str | None = None,
     inbound: str | None = None,
     sni_proxy: str | None = None,
+    http_proxy: str | None = None,
     forward: Sequence[str] = (),
     access_log: str | None = None,
+    log_paths: bool = False,
     default: str | None = None,
     allow: Sequence[str] = (),
     deny: Sequence[str] = (),
+    proxy_auth: Sequence[str] = (),
+    upstream_proxy: str | None = None,
+    no_proxy: Sequence[str] = (),
 ) -> Config:
     """Lay flags over a configuration: a flag beats the file, lists add up.
 
     Args:
         config: What the file said, or `Config()`.
-        outbound, inbound, sni_proxy, access_log, default: The flags' values; None where not given.
+        outbound, inbound, sni_proxy, http_proxy, access_log, default, upstream_proxy: The flags'
+            values; None where not given.
         forward: Each ``LISTEN CONNECT``, two endpoint strings with white space
             between them.
+        log_paths: Whether the flag was given.
         allow, deny: Each a rule.
+        proxy_auth: Each a password checker.
+        no_proxy: Each a host, or several with commas between them.
 
     Raises:
         ConfigError: A flag's value can't be used; the key is the flag.
@@ -90,6 +110,7 @@ def merge_flags(
             ("outbound", outbound),
             ("inbound", inbound),
             ("sni_proxy", sni_proxy),
+            ("http_proxy", http_proxy),
             ("access_log", access_log),
         )
         if value is not None
@@ -99,7 +120,28 @@ def merge_flags(
     forwards = tuple(_forward_from_flag(text) for text in forward)
     policy = _merge_policy(config.policy, default, allow, deny)
     return msgspec.structs.replace(
-        config, **given, forward=config.forward + forwards, policy=policy
+        config,
+        **given,
+        forward=config.forward + forwards,
+        log_paths=log_paths or config.log_paths,
+        policy=policy,
+        http=_merge_http(config.http, proxy_auth, upstream_proxy, no_proxy),
+    )
+
+
+def _merge_http(
+    http: HttpConfig, auth: Sequence[str], upstream_proxy: str | None, no_proxy: Sequence[str]
+) -> HttpConfig:
+    for text in auth:
+        convert({"http": {"auth": [text]}}, COMMAND_LINE, key="--proxy-auth")
+    if upstream_proxy is not None:
+        table = {"http": {"upstream_proxy": upstream_proxy}}
+        convert(table, COMMAND_LINE, key="--upstream-proxy")
+    return msgspec.structs.replace(
+        http,
+        auth=http.auth + tuple(auth),
+        upstream_proxy=http.upstream_proxy if upstream_proxy is None else upstream_proxy,
+        no_proxy=http.no_proxy + tuple(no_proxy),
     )
 
 

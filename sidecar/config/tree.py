@@ -8,10 +8,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from sidecar.config.http import HttpConfig
 from sidecar.linux import OWN_MARK
 from sidecar.policy import Choice, Default, NameRule, Policy, Rule
 
 __all__ = [
+    "DEFAULT_HTTP_PROXY",
     "Config",
     "Forward",
     "InboundSource",
@@ -20,6 +22,9 @@ __all__ = [
     "PolicyConfig",
     "Verify",
 ]
+
+DEFAULT_HTTP_PROXY = "tcp:3128:interface=127.0.0.1"
+"""Where the proxy listens if nothing else is said: squid's port, for this host alone."""
 
 # What a description says is what the error says: "expected " + description.
 _Endpoint = Annotated[
@@ -204,18 +209,22 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         inbound: Server endpoint string for what connects to programs here.
         sni_proxy: Server endpoint string for clients that are relayed to the host that
             their TLS or HTTP names.
+        http_proxy: Server endpoint string for clients of the HTTP proxy.
         forward: Static relays.
         observers: Names of Twisted plugins that are told of each flow's end.
         access_log: A path, "-" for standard output, None for no log.
+        log_paths: Whether the log has HTTP requests' paths and queries.
         mark: The fwmark of outgoing sockets (SO_MARK); 0 for none.
         inbound_source: From where the application sees inbound connections come.
         limits: What keeps the process bounded.
         policy: Which connections may be made.
+        http: The HTTP proxy's own settings.
     """
 
     outbound: _Endpoint | None = None
     inbound: _Endpoint | None = None
     sni_proxy: _Endpoint | None = None
+    http_proxy: _Endpoint | None = None
     forward: Annotated[
         tuple[
             Annotated[Forward, Meta(description='a table with listen = "…" and connect = "…"')],
@@ -230,6 +239,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     access_log: Annotated[_Path, Meta(description='a path, or "-" for standard output')] | None = (
         None
     )
+    log_paths: Annotated[bool, Meta(description="true or false")] = False
     mark: Annotated[
         int, Meta(ge=0, le=2**32 - 1, description="a whole number from 0 to 0xffffffff")
     ] = OWN_MARK
@@ -238,3 +248,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     )
     limits: Annotated[Limits, Meta(description="a table: [limits]")] = Limits()
     policy: Annotated[PolicyConfig, Meta(description="a table: [policy]")] = PolicyConfig()
+    http: Annotated[HttpConfig, Meta(description="a table: [http]")] = HttpConfig()
+
+    @property
+    def listens(self) -> bool:
+        """Whether there is anything to listen on."""
+        return bool(
+            self.outbound or self.inbound or self.sni_proxy or self.http_proxy or self.forward
+        )

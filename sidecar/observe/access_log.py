@@ -42,10 +42,14 @@ _MICROSECONDS = 1_000_000
 _ALPN_MAX = 16
 # Characters; a registered one has at most 16 (IANA's ALPN registry), escaped ones more.
 _ALPN_NAME_MAX = 64
+# Characters. Longer than any registered method (IANA: 17) and most paths; a line stays
+# below the 4096 bytes that enter a pipe in one piece (PIPE_BUF).
+_METHOD_MAX = 32
+_PATH_MAX = 1024
 
 
-class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One line, keys in this order."""
+class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True):
+    """One line, keys in this order; the last three only where there is something to say."""
 
     v: int
     time: str
@@ -67,11 +71,20 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     received: int
     seconds: float
     end: FlowEnd | None
+    method: str | None = None
+    path: str | None = None
+    status: int | None = None
 
     @classmethod
-    def from_flow(cls, flow: Flow) -> Record:
-        """Take down a flow that has ended."""
+    def from_flow(cls, flow: Flow, *, paths: bool = False) -> Record:
+        """Take down a flow that has ended.
+
+        Args:
+            flow: Its facts.
+            paths: Whether HTTP requests are taken down with their path and query.
+        """
         source, destination, upstream = flow.source, flow.destination, flow.upstream
+        method, target = flow.method, flow.target if paths else None
         # By position: twenty keywords would cost as much as all the rest.
         return cls(
             1,
@@ -94,6 +107,9 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
             flow.received,
             int(flow.seconds * _MICROSECONDS) / _MICROSECONDS,
             flow.end,
+            None if method is None else _method(method),
+            None if target is None else _escape(target, _PATH_MAX),
+            flow.status,
         )
 
 
@@ -107,10 +123,15 @@ class AccessLog:
         clock: Times the batches.
         backlog: Lines kept while they can't be written; beyond it they are dropped
             and counted.
+        paths: Whether HTTP requests are logged with their path and query, which may
+            hold what is nobody's business.
     """
 
-    def __init__(self, descriptor: int, clock: IReactorTime, *, backlog: int) -> None:
+    def __init__(
+        self, descriptor: int, clock: IReactorTime, *, backlog: int, paths: bool = False
+    ) -> None:
         self._clock = clock
+        self._paths = paths
         self._writer = LineWriter(descriptor, clock, name="access log", backlog=backlog)
         self._batch_lines = min(BATCH_LINES, backlog)
         self._batch: list[Record] = []
@@ -125,7 +146,7 @@ class AccessLog:
     def flow_ended(self, flow: Flow) -> None:
         """Log a flow's end; costs microseconds, and never waits."""
         batch = self._batch
-        batch.append(Record.from_flow(flow))
+        batch.append(Record.from_flow(flow, paths=self._paths))
         if len(batch) >= self._batch_lines:
             self.flush()
         elif self._flush_call is None:
@@ -155,6 +176,20 @@ class AccessLog:
     def _flush_later(self) -> None:
         self._flush_call = None
         self.flush()
+
+
+# The registered methods are few; those that clients invent would otherwise be kept.
+@lru_cache(maxsize=64)
+def _method(method: bytes) -> str:
+    return _escape(method, _METHOD_MAX)
+
+
+def _escape(text: bytes, length: int) -> str:
+    r"""Write a peer's bytes in printable ASCII, others as ``\xNN``, cut to a length."""
+    shown = text[:length].decode("latin-1")
+    if not (shown.isascii() and shown.isprintable()):
+        shown = "".join(each if " " <= each <= "~" else f"\\x{ord(each):02x}" for each in shown)
+    return shown[:length]
 
 
 def _protocols(alpn: tuple[str, ...]) -> tuple[str, ...]:

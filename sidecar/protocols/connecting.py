@@ -139,6 +139,10 @@ class Connecting:
     def _endpoint_failed(self, failure: Failure) -> None:
         if failure.check(CancelledError) is not None:
             return
+        if isinstance(failure.value, DialError):
+            # The endpoint is one of ours.
+            self._finish(failure.value, None)
+            return
         problem = failure.getErrorMessage()
         if failure.check(error.ConnectionRefusedError) is not None:
             self._finish(ConnectionRefused("endpoint", problem), None)

@@ -12,11 +12,12 @@ from sidecar.relay.resets import reset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["refuse"]
+__all__ = ["ACCESS_DENIED", "refuse"]
 
-# A fatal access_denied alert (RFC 8446 §6.2) in a TLS 1.2 record, which every version
-# understands before a server has chosen one.
-_ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+"""A fatal access_denied alert (RFC 8446 §6.2) in a TLS 1.2 record, which every version
+understands before a server has chosen one."""
+
 # Bytes. Read and dropped before closing: bytes left unread would turn the close into
 # a reset, which can overtake the answer.
 _DRAIN = 1 << 16
@@ -41,7 +42,7 @@ def refuse(
     if protocol is Protocol.TCP:
         reset(connection)
         return
-    answer = _ACCESS_DENIED if protocol is Protocol.TLS else _forbidden(explanation)
+    answer = ACCESS_DENIED if protocol is Protocol.TLS else _forbidden(explanation)
     ended = False
     with suppress(OSError):
         ended = not connection.recv(_DRAIN)

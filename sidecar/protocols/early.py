@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.addresses import SocketAddress
 from sidecar.errors import DialError
 from sidecar.relay.poller import READ
 
@@ -12,7 +11,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from sidecar.addresses import SocketAddress
     from sidecar.dialing import Dial
+    from sidecar.loops import Ends
     from sidecar.runtime import Runtime
 
 __all__ = ["EarlyUpstream"]
@@ -31,7 +32,7 @@ class EarlyUpstream:
         looped: Called if the connection came back to one of our own listeners.
     """
 
-    __slots__ = ("_address", "_dial", "_local", "_runtime", "_sock", "_spoke", "looped")
+    __slots__ = ("_dial", "_ends", "_runtime", "_sock", "_spoke", "looped")
 
     def __init__(
         self,
@@ -43,19 +44,17 @@ class EarlyUpstream:
         self._runtime = runtime
         self._spoke = spoke
         self.looped = looped
-        self._address = address
         self._sock: socket.socket | None = None
-        self._local: SocketAddress | None = None
+        self._ends: Ends | None = None
         self._dial: Dial | None = None
         self._dial = runtime.dialer.dial(address, self._connected)
 
-    def _connected(self, outcome: socket.socket | DialError, _: SocketAddress) -> None:
+    def _connected(self, outcome: socket.socket | DialError, address: SocketAddress) -> None:
         self._dial = None
         if isinstance(outcome, DialError):
             return
         self._sock = outcome
-        self._local = SocketAddress.from_kernel(outcome.getsockname())
-        self._runtime.guard.add_upstream(self._local, self._address, self)
+        self._ends = self._runtime.guard.track(outcome, address, self)
         self._runtime.poller.register(outcome.fileno(), READ, self)
 
     def ready(self, events: int) -> None:  # noqa: ARG002 - data, end and error all count
@@ -79,8 +78,7 @@ class EarlyUpstream:
         sock, self._sock = self._sock, None
         if sock is not None:
             self._runtime.poller.unregister(sock.fileno())
-            if self._local is not None:
-                self._runtime.guard.remove_upstream(self._local, self._address)
+            self._runtime.guard.forget(self._ends)
         return sock
 
     def drop(self) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.dialing import Dial, Source
+    from sidecar.loops import Ends
     from sidecar.protocols.attempts import Attempts
     from sidecar.relay import Totals
     from sidecar.runtime import Runtime
@@ -46,12 +47,12 @@ class Relaying:
     __slots__ = (
         "_ahead",
         "_connecting",
+        "_ends",
         "_flow",
         "_joined",
         "_runtime",
         "_side",
         "_to_upstream",
-        "_tracked",
         "_watched",
         "_when_ended",
     )
@@ -76,7 +77,7 @@ class Relaying:
         self._ahead = 0
         self._when_ended = ended
         self._joined: Joined | None = None
-        self._tracked: tuple[SocketAddress, SocketAddress] | None = None
+        self._ends: Ends | None = None
         self._watched = False
         if isinstance(side, RelayProtocol):
             runtime.poller.wards.add(self)
@@ -185,9 +186,7 @@ class Relaying:
         self._unwatch()
         runtime = self._runtime
         if isinstance(outcome, socket.socket):
-            if runtime.guard.tracks_upstreams and upstream is not None:
-                self._tracked = SocketAddress.from_kernel(outcome.getsockname()), upstream
-                runtime.guard.add_upstream(*self._tracked, self)
+            self._ends = runtime.guard.track(outcome, upstream, self)
             if self._to_upstream:
                 self._send_ahead(outcome)
         self._joined = Joined()
@@ -221,8 +220,7 @@ class Relaying:
         flow = self._flow
         flow.sent = self._ahead + totals.sent
         flow.received = totals.received
-        if self._tracked is not None:
-            self._runtime.guard.remove_upstream(*self._tracked)
+        self._runtime.guard.forget(self._ends)
         self._ended(totals.end or FlowEnd.CLOSED)
 
     def _ended(self, end: FlowEnd) -> None:

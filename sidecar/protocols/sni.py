@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.names.resolving import INameResolver
+    from sidecar.protocols.http.intercepted import InterceptedHTTP
     from sidecar.protocols.judge import Allowed, Judge
     from sidecar.runtime import Runtime
 
@@ -49,16 +50,25 @@ class SNIProxyFactory(Factory):
         runtime: Shared with every other listener of the process.
         judge: Who says whether a flow may.
         resolver: Asked for the names.
+        http: Serves what speaks HTTP; None relays it once its first request is allowed.
     """
 
     noisy = False
     kind = ListenerKind.SNI_PROXY
     _log = Logger()
 
-    def __init__(self, runtime: Runtime, judge: Judge, resolver: INameResolver) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        judge: Judge,
+        resolver: INameResolver,
+        *,
+        http: InterceptedHTTP | None = None,
+    ) -> None:
         self.runtime = runtime
         self._judge = judge
         self._resolver = resolver
+        self._http = http
 
     def buildProtocol(self, addr: IAddress | None) -> None:  # noqa: ARG002
         """Refuse: behind another wrapper there is no ClientHello to read."""
@@ -66,6 +76,9 @@ class SNIProxyFactory(Factory):
 
     def socket_accepted(self, connection: socket.socket, flow: Flow) -> None:
         """Peek, resolve, dial and relay (ISocketFactory)."""
+        if self._http is not None:
+            self._http.route(connection, flow, self._allowed)
+            return
         Routing(self.runtime, self._judge, connection, flow, self._allowed, self._resolver)
 
     def _allowed(self, allowed: Allowed) -> None:

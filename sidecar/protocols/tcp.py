@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
 
     from sidecar.dialing import Source
+    from sidecar.protocols.http.intercepted import InterceptedHTTP
     from sidecar.relay import Side
     from sidecar.runtime import Runtime
     from sidecar.upstreams import Upstream
@@ -89,6 +90,8 @@ class TransparentRelayFactory(Factory):
         kind: Whether the connections leave this host or arrive for it.
         source: Where from; None leaves it to the kernel.
         judge: Who says whether it may; None allows everything.
+        http: Serves what speaks HTTP, where names matter to the judge; None relays it
+            once its first request is allowed.
     """
 
     noisy = False
@@ -101,11 +104,13 @@ class TransparentRelayFactory(Factory):
         kind: ListenerKind = ListenerKind.OUTBOUND,
         source: Source | None = None,
         judge: Judge | None = None,
+        http: InterceptedHTTP | None = None,
     ) -> None:
         self.runtime = runtime
         self.kind = kind
         self._source = source
         self._judge = judge
+        self._http = http
 
     def buildProtocol(self, addr: IAddress | None) -> None:  # noqa: ARG002
         """Refuse: no other endpoint of Twisted's knows where a connection wanted to go."""
@@ -118,6 +123,8 @@ class TransparentRelayFactory(Factory):
             flow.deny("unknown_destination", FlowEnd.DENIED)
         elif self._judge is None:
             Relaying(self.runtime, connection, flow, flow.destination, self._source)
+        elif self._http is not None:
+            self._http.judge(connection, flow, partial(self._allowed, self._judge))
         else:
             judge = self._judge
             Judging(self.runtime, judge, connection, flow, partial(self._allowed, judge))

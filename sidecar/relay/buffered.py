@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING
 
 from twisted.internet import error
-from twisted.internet.interfaces import IPullProducer, IPushProducer, ISSLTransport
-from twisted.protocols.policies import ProtocolWrapper
+from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from zope.interface import implementer
 
 from sidecar.flow import FlowEnd
 from sidecar.relay.resets import SendQueueWatch
 from sidecar.relay.totals import Totals
+from sidecar.relay.written import when_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.abstract import FileDescriptor
     from twisted.internet.interfaces import IDelayedCall
 
     from sidecar.interfaces import IRelayReactor
@@ -154,12 +154,7 @@ class BufferedRelay:
         if side.write_ended:
             self._written(side)
             return
-        transport = side.transport
-        while isinstance(transport, ProtocolWrapper):
-            transport = transport.transport
-        stream = cast("FileDescriptor", transport)
-        stream.registerProducer(_WhenWritten(stream, lambda: self._written(side)), False)
-        stream.startWriting()
+        when_written(side.transport, partial(self._written, side))
 
     def _written(self, side: RelayProtocol) -> None:
         self._sending = SendQueueWatch(
@@ -229,27 +224,3 @@ class _Source:
             with suppress(OSError):
                 while data := connection.recv(_LAST_READ):
                     self._relay.received(self._peer, data)
-
-
-@implementer(IPullProducer)
-class _WhenWritten:
-    """Calls back once a transport has written what it was given.
-
-    A pull producer is asked for more when all before is written, and once before
-    that, when it is registered.
-    """
-
-    def __init__(self, transport: FileDescriptor, written: Callable[[], None]) -> None:
-        self._transport = transport
-        self._written = written
-        self._calls = 0
-
-    def resumeProducing(self) -> None:
-        """Everything before us is written, or we have just been registered."""
-        self._calls += 1
-        if self._calls == 2:  # noqa: PLR2004 - the second time
-            self._transport.unregisterProducer()
-            self._written()
-
-    def stopProducing(self) -> None:
-        """The transport is gone."""

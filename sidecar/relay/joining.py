@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from sidecar.flow import FlowEnd
 from sidecar.relay.buffered import BufferedRelay
 from sidecar.relay.protocol import RelayProtocol, adopt
+from sidecar.relay.stream import SocketTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,19 +25,26 @@ Side = socket.socket | RelayProtocol
 
 
 def join(
-    engine: SplicedEngine, downstream: Side, upstream: Side, *, to_upstream: bytes = b""
+    engine: SplicedEngine,
+    downstream: Side,
+    upstream: Side,
+    *,
+    to_upstream: bytes = b"",
+    to_downstream: bytes = b"",
 ) -> Deferred[Totals]:
     """Pass everything on between two connections until both are done.
 
-    Spliced where both are plain TCP sockets, or Twisted transports of plain TCP
-    sockets; by producers and consumers otherwise.
+    Spliced where both are plain TCP sockets, or transports of plain TCP sockets; by
+    producers and consumers otherwise.
 
     Args:
         engine: Of the reactor that both belong to.
         downstream: The client's side: a connected non-blocking TCP socket, or a
             connected `RelayProtocol`. Owned by the relay from here on.
         upstream: The server's side, likewise.
-        to_upstream: Bytes already read from the client, delivered first.
+        to_upstream: Bytes already read from the client, delivered first (after what
+            its transport has yet to write).
+        to_downstream: Bytes already read from the server, likewise.
 
     Returns:
         Fires with the totals and the end reason after both are closed; fails only with
@@ -50,7 +58,15 @@ def join(
         if not totals.called:
             totals.callback(amount)
 
-    start(engine, downstream, upstream, done, joined, to_upstream=to_upstream)
+    start(
+        engine,
+        downstream,
+        upstream,
+        done,
+        joined,
+        to_upstream=to_upstream,
+        to_downstream=to_downstream,
+    )
     return totals
 
 
@@ -89,24 +105,31 @@ def start(
     joined: Joined,
     *,
     to_upstream: bytes = b"",
+    to_downstream: bytes = b"",
 ) -> None:
     """As `join`, by callbacks: a Deferred for every connection is one too many.
 
     Args:
-        engine, downstream, upstream, to_upstream: As `join`.
+        engine, downstream, upstream, to_upstream, to_downstream: As `join`.
         done: Called once with the totals, after both are closed.
         joined: Gets the relay.
     """
     if isinstance(downstream, socket.socket) and isinstance(upstream, socket.socket):
-        joined.started(engine.relay(downstream, upstream, done, to_upstream=to_upstream))
+        joined.started(
+            engine.relay(
+                downstream, upstream, done, to_upstream=to_upstream, to_downstream=to_downstream
+            )
+        )
         return
     if _spliceable(downstream) and _spliceable(upstream):
-        _detach_both(engine, downstream, upstream, done, joined, to_upstream)
+        _detach_both(engine, downstream, upstream, done, joined, to_upstream, to_downstream)
         return
     down = _as_protocol(engine, downstream)
     up = _as_protocol(engine, upstream)
     if to_upstream:
         down.early.insert(0, to_upstream)
+    if to_downstream:
+        up.early.insert(0, to_downstream)
     joined.started(
         BufferedRelay(
             engine.reactor,
@@ -130,6 +153,7 @@ def _detach_both(
     done: Callable[[Totals], None],
     joined: Joined,
     to_upstream: bytes,
+    to_downstream: bytes,
 ) -> None:
     sockets: dict[Side, socket.socket] = {}
 
@@ -141,8 +165,8 @@ def _detach_both(
                     sockets[downstream],
                     sockets[upstream],
                     done,
-                    to_upstream=to_upstream + _early(downstream),
-                    to_downstream=_early(upstream),
+                    to_upstream=_unwritten(upstream) + to_upstream + _early(downstream),
+                    to_downstream=_unwritten(downstream) + to_downstream + _early(upstream),
                 )
             )
 
@@ -157,11 +181,23 @@ def _early(side: Side) -> bytes:
     return b"".join(side.early) if isinstance(side, RelayProtocol) else b""
 
 
+def _unwritten(side: Side) -> bytes:
+    return side.unwritten if isinstance(side, RelayProtocol) else b""
+
+
 def _as_protocol(engine: SplicedEngine, side: Side) -> RelayProtocol:
-    if isinstance(side, RelayProtocol):
-        return side
+    """A side on a Twisted transport, since the buffered relay needs more than ours has."""
     protocol = RelayProtocol(_ignore)
-    adopt(engine.reactor, side, protocol)
+    if isinstance(side, RelayProtocol):
+        if not isinstance(side.transport, SocketTransport) or not side.transport.connected:
+            return side
+        protocol.early = side.early
+        # Calls back before it returns.
+        side.detach(partial(adopt, engine.reactor, protocol=protocol))
+        if side.unwritten and protocol.lost_for is None:
+            protocol.stream.write(side.unwritten)
+    else:
+        adopt(engine.reactor, side, protocol)
     return protocol
 
 

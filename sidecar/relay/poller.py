@@ -19,8 +19,10 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IReactorFDSet
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
+
+    from sidecar.interfaces import IRelayReactor
 
 __all__ = ["ERROR", "HANGUP", "READ", "WRITE", "Pollable", "Poller"]
 
@@ -61,7 +63,7 @@ class Poller:
     """Level-triggered readiness of many descriptors, as one reader of the reactor.
 
     Args:
-        reactor: Watches the epoll descriptor from now until `close`.
+        reactor: Watches the epoll descriptor from now until `close`; for `soon`.
 
     Attributes:
         wards: To be shut down with the others, though Twisted watches for them.
@@ -72,8 +74,12 @@ class Poller:
     _log = Logger()
     modify: Callable[[int, int], None]
 
-    def __init__(self, reactor: IReactorFDSet) -> None:
+    def __init__(self, reactor: IRelayReactor) -> None:
         self._reactor = reactor
+        self._due: list[Callable[[], None]] = []
+        # Whether somebody comes by to call what is due: the batch at hand, the reactor.
+        self._attended = False
+        self._turn: IDelayedCall | None = None
         self._epoll = select.epoll()
         self._pollables: dict[int, Pollable] = {}
         self.wards: set[Pollable] = set()
@@ -113,10 +119,43 @@ class Poller:
         """Everything that is watched now, and the wards."""
         return [*self._pollables.values(), *self.wards]
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call when everybody who is being told of events has returned.
+
+        That is after the batch of events at hand, or in the reactor's next turn where
+        there is none; at `close` at the latest. In the order of the requests.
+
+        Args:
+            call: What it raises is logged.
+        """
+        if not self._attended:
+            self._attended = True
+            self._turn = self._reactor.callLater(0, self._turned)
+        self._due.append(call)
+
+    def _turned(self) -> None:
+        self._turn = None
+        self._call_due()
+
+    def _call_due(self) -> None:
+        self._attended = True
+        while self._due:
+            due, self._due = self._due, []
+            for call in due:
+                try:
+                    call()
+                except Exception:  # noqa: BLE001, PERF203 - likewise
+                    self._log.failure("bug in a connection's handler")
+        self._attended = self._turn is not None
+
     def close(self) -> None:
         """Stop watching anything; the descriptors themselves stay open."""
         if self._epoll.closed:
             return
+        self._call_due()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         self._reactor.removeReader(self)
         self._pollables.clear()
         self.wards.clear()
@@ -125,6 +164,7 @@ class Poller:
     def doRead(self) -> None:
         """Take what is ready and tell the owners."""
         pollables = self._pollables
+        self._attended = True
         for fd, events in self._epoll.poll(0, _EVENTS_PER_WAKEUP):
             pollable = pollables.get(fd)
             if pollable is None:
@@ -134,6 +174,10 @@ class Poller:
             except Exception:  # noqa: BLE001 - one connection's bug must not end the others
                 self._log.failure("bug in a connection's handler; the connection is closed")
                 pollable.failed()
+        if self._due:
+            self._call_due()
+        else:
+            self._attended = self._turn is not None
 
     def fileno(self) -> int:
         """The epoll descriptor, -1 once closed."""

@@ -16,15 +16,18 @@ from twisted.internet.interfaces import (
     ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sidecar.linux.sockopt import reset_on_close
+from sidecar.relay.stream import SocketTransport
+from sidecar.relay.written import when_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IAddress
+    from twisted.internet.interfaces import IAddress, ITransport
     from twisted.internet.protocol import ServerFactory
 
     from sidecar.interfaces import IRelayReactor
@@ -74,6 +77,7 @@ class RelayProtocol(Protocol):
 
     Attributes:
         early: What arrived before it was joined, most often nothing.
+        unwritten: What a detached transport had yet to write, most often nothing.
         eof: The other process has sent all that it will.
         write_ended: Our own FIN is out.
         lost_for: Why the connection is lost; None while it isn't.
@@ -85,7 +89,9 @@ class RelayProtocol(Protocol):
         self._lost: Callable[[Failure], None] | None = None
         self._relay: Owner | None = None
         self._detached: Callable[[socket.socket], None] | None = None
+        self._taken_over = False
         self.early: list[bytes] = []
+        self.unwritten = b""
         self.eof = False
         self.write_ended = False
         self.lost_for: Failure | None = None
@@ -98,6 +104,42 @@ class RelayProtocol(Protocol):
 
     # Before it is joined
 
+    @classmethod
+    def take_over(
+        cls, transport: ITransport, *, early: bytes = b"", eof: bool = False
+    ) -> RelayProtocol:
+        """Make one in place of the protocol that a transport has had so far.
+
+        That protocol hears no more of the connection, not even its end. What it wrote
+        is still written first. May be called while it is being told of something.
+
+        Args:
+            transport: Connected: a `SocketTransport`, Twisted's of a socket, or one
+                wrapped around another (TLS). Its producer is unregistered.
+            early: What that protocol has received and left for the relay.
+            eof: Whether it was told of the other process' end (`readConnectionLost`).
+
+        Returns:
+            The new protocol, paused.
+
+        Raises:
+            TypeError: The transport knows no protocol of its own.
+        """
+        protocol = cls(_ignore)
+        if isinstance(transport, ProtocolWrapper):
+            transport.wrappedProtocol = protocol
+        elif hasattr(transport, "protocol"):
+            transport.protocol = protocol
+        else:
+            raise TypeError(f"{transport!r} can't be given another protocol")
+        protocol._taken_over = True
+        protocol.eof = eof
+        if early:
+            protocol.early.append(early)
+        protocol.makeConnection(transport)  # type: ignore[no-untyped-call]
+        protocol.stream.unregisterProducer()
+        return protocol
+
     def on_loss(self, lost: Callable[[Failure], None] | None) -> None:
         """Be told if the connection is lost before it is joined; None for no longer."""
         self._lost = lost
@@ -109,7 +151,9 @@ class RelayProtocol(Protocol):
 
     @property
     def detachable(self) -> bool:
-        """Whether this is a plain TCP connection that nothing was written to."""
+        """Whether this is a plain TCP connection, as far as is known still there."""
+        if isinstance(self.transport, SocketTransport):
+            return self.transport.connected
         return (
             ITCPTransport.providedBy(self.transport)
             and not ISSLTransport.providedBy(self.transport)
@@ -121,10 +165,22 @@ class RelayProtocol(Protocol):
 
         Args:
             detached: Called with the socket, which is the callee's, non-blocking;
-                what had arrived is in `early`.
+                what had arrived is in `early`, what has to be written first in
+                `unwritten`.
         """
+        if isinstance(self.transport, SocketTransport):
+            self.unwritten = self.transport.take_unwritten()
+            detached(self.transport.detach())
+            return
         self._detached = detached
         self._handle = socket.socket(fileno=os.dup(self.stream.fileno()))
+        if self._taken_over:
+            # Twisted's transports write at the reactor's next turn.
+            when_written(self.transport, self._let_go)
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
         # The one way in Twisted's interface to make a transport let go without a
         # shutdown(): our duplicate keeps the connection open, so no RST is sent.
         self.stream.abortConnection()
@@ -176,6 +232,10 @@ class RelayProtocol(Protocol):
             self._relay.lost(self)
         elif self._lost is not None:
             self._lost(reason)
+
+
+def _ignore(_: RelayProtocol) -> None:
+    """Nobody waits for a connection that is taken over."""
 
 
 @implementer(IProtocolFactory)

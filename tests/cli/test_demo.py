@@ -320,12 +320,13 @@ class TestFaults:
 class TestProxy:
     def test_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A proxy that ends tells why in its own words."""
-        monkeypatch.setattr(proxy, "ARGUMENTS", ("-n", "--pidfile=", "sidecar"))
+        arguments = ("-n", "--pidfile=", "sidecar", "--outbound", "nonsense")
+        monkeypatch.setattr(proxy, "ARGUMENTS", arguments)
         # Where nobody listens, whatever else runs here.
         monkeypatch.setattr(proxy, "PORT", 1)
         started = Proxy()
         try:
-            with pytest.raises(ProxyError, match="nothing to listen on"):
+            with pytest.raises(ProxyError, match="--outbound = 'nonsense'"):
                 started.wait_until_it_listens()
         finally:
             started.kill()

@@ -6,6 +6,8 @@ import socket
 import ssl
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -15,7 +17,6 @@ from names.authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from integration.netns import Namespace, Pair
     from integration.proxy import Sidecar
@@ -91,8 +92,8 @@ def set_up(pair: Pair, directory: Path) -> Stage:
     """Give the far host its addresses, and write the files."""
     for address in (f"{RIGHT}/32", f"{WRONG}/32", f"{RIGHT6}/128"):
         pair.far.namespace.ip("addr", "add", address, "dev", "lo")
-    made = directory / pair.near.namespace.name
-    made.mkdir()
+    # One for each module: their namespaces have one name, in turn.
+    made = Path(mkdtemp(prefix=pair.near.namespace.name, dir=directory))
     made.chmod(0o755)
     (made / "hosts").write_text(_HOSTS, encoding="ascii")
     (made / "host.conf").write_text("multi on\n", encoding="ascii")

@@ -56,10 +56,10 @@ def ended(end: FlowEnd = FlowEnd.CLOSED, **facts: Any) -> Flow:
 class Log:
     """An access log in a file, with time under control."""
 
-    def __init__(self, path: Path, backlog: int = 1000) -> None:
+    def __init__(self, path: Path, backlog: int = 1000, paths: bool = False) -> None:
         self.path = path
         self.clock = Clock()
-        self.log = AccessLog(open_log(str(path)), self.clock, backlog=backlog)
+        self.log = AccessLog(open_log(str(path)), self.clock, backlog=backlog, paths=paths)
 
     def text(self) -> str:
         """What has been written when the writer is done."""
@@ -127,11 +127,40 @@ class TestLine:
         validator().validate(json.loads(line))
         assert list(offered[:16]) == json.loads(line)["alpn"]
 
+    def test_request(self) -> None:
+        """An HTTP request's line ends with method, path (if that is wanted) and status."""
+        flow = ended(method=b"GET", target=b"/a?b=c", status=200)
+        line = msgspec.json.encode(Record.from_flow(flow, paths=True)).decode()
+        assert line.endswith('"end":"closed","method":"GET","path":"/a?b=c","status":200}')
+        validator().validate(json.loads(line))
+        line = msgspec.json.encode(Record.from_flow(flow)).decode()
+        assert line.endswith('"end":"closed","method":"GET","status":200}')
+        validator().validate(json.loads(line))
+
+    @given(method=st.binary(min_size=1), target=st.binary(min_size=1))
+    def test_request_of_any_bytes(self, method: bytes, target: bytes) -> None:
+        """Whatever a client sends, the line is valid and has nothing that a terminal obeys."""
+        flow = ended(method=method, target=target)
+        line = msgspec.json.encode(Record.from_flow(flow, paths=True)).decode()
+        validator().validate(json.loads(line))
+        assert line.isascii()
+        assert line.isprintable()
+
+    def test_long_request(self) -> None:
+        """Of a long method or path a line has the beginning: no more than a pipe takes."""
+        for byte in b"\\a\x00":
+            flow = ended(method=bytes([byte]) * 9999, target=bytes([byte]) * 99_999, status=400)
+            line = msgspec.json.encode(Record.from_flow(flow, paths=True))
+            validator().validate(json.loads(line))
+            assert len(line) < 4096
+
     def test_schema_has_every_key(self) -> None:
         """The schema in the documentation and the line have the same keys, in the same order."""
         schema = validator().schema
         assert isinstance(schema, dict)
-        assert list(Record.__struct_fields__) == schema["required"] == list(schema["properties"])
+        fields = list(Record.__struct_fields__)
+        assert fields == list(schema["properties"])
+        assert fields[:-3] == schema["required"]
 
     @pytest.mark.parametrize(
         ("key", "kind"),
@@ -196,6 +225,9 @@ class TestLine:
             received=st.integers(min_value=0, max_value=2**53),
             end=st.sampled_from(FlowEnd),
             seconds=st.floats(min_value=0, max_value=1e9),
+            method=st.none() | st.binary(min_size=1, max_size=40),
+            target=st.none() | st.binary(min_size=1, max_size=40),
+            status=st.none() | st.integers(min_value=100, max_value=999),
         )
     )
     def test_round_trip(self, flow: Flow) -> None:
@@ -223,6 +255,14 @@ class TestLine:
 
 
 class TestAccessLog:
+    @pytest.mark.parametrize("paths", [False, True])
+    def test_paths(self, tmp_path: Path, paths: bool) -> None:
+        """Paths are written by a log that was told to."""
+        log = Log(tmp_path / "log", paths=paths)
+        log.log.flow_ended(ended(method=b"GET", target=b"/secret"))
+        log.stop()
+        assert paths == ("/secret" in log.text())
+
     def test_interface(self, log: Log) -> None:
         """It is an observer of flows."""
         assert verifyObject(IFlowObserver, log.log)

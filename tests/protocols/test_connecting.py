@@ -19,6 +19,7 @@ from sidecar.errors import (
     DestinationUnroutable,
     DialError,
     NameNotResolved,
+    TunnelRefused,
 )
 from sidecar.protocols.connecting import Connecting, reach
 from sidecar.relay import RelayProtocol
@@ -263,6 +264,7 @@ class TestEndpoint:
             (error.DNSLookupError(), NameNotResolved),
             (error.NoRouteError(), DestinationUnroutable),
             (ZeroDivisionError(), DestinationUnroutable),
+            (TunnelRefused("h.example:443", "the proxy answered 403", 403), TunnelRefused),
         ],
         ids=lambda value: type(value).__name__,
     )

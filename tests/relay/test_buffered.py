@@ -17,8 +17,9 @@ from zope.interface.verify import verifyObject
 
 from sidecar.flow import FlowEnd
 from sidecar.relay import RelayProtocol, Totals
-from sidecar.relay.buffered import BufferedRelay, _Source, _WhenWritten
+from sidecar.relay.buffered import BufferedRelay, _Source
 from sidecar.relay.protocol import _One, adopt
+from sidecar.relay.written import _WhenWritten
 
 if TYPE_CHECKING:
     from certificates import Identity

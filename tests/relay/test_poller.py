@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from support import open_descriptors
+from support import PATIENCE, open_descriptors
 from turning import Turning, turning
 from twisted.internet.interfaces import ILoggingContext, IReadDescriptor
 from zope.interface.verify import verifyObject
@@ -200,6 +201,80 @@ class TestBugs:
         for near, far in pairs:
             near.close()
             far.close()
+
+
+class TestSoon:
+    def test_in_a_batch(
+        self, turning: Turning, poller: Poller, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        """What is due is called after everybody was told, in the same turn, in order."""
+        order: list[str] = []
+
+        def first() -> None:
+            order.append("first")
+            poller.soon(lambda: order.append("third"))
+
+        def react() -> None:
+            poller.soon(first)
+            poller.soon(lambda: order.append("second"))
+            order.append("told")
+            near.recv(1)
+
+        near, far = pair
+        poller.register(near.fileno(), READ, Listener(react))
+        far.send(b"x")
+        turning.turn(PATIENCE)
+        assert ["told", "first", "second", "third"] == order
+
+    def test_outside(self, turning: Turning, poller: Poller) -> None:
+        """Where there is no batch it is the reactor's next turn."""
+        order: list[int] = []
+        for number in range(3):
+            poller.soon(partial(order.append, number))
+        assert [] == order
+        turning.turn()
+        assert [0, 1, 2] == order
+        poller.soon(lambda: order.append(3))
+        turning.turn()
+        assert [0, 1, 2, 3] == order
+
+    def test_batch_before_the_turn(
+        self, turning: Turning, poller: Poller, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        """Whichever comes first, it is called once."""
+        order: list[str] = []
+        near, far = pair
+        poller.register(near.fileno(), READ, Listener(lambda: near.recv(1)))
+        poller.soon(lambda: order.append("soon"))
+        far.send(b"x")
+        poller.doRead()
+        assert ["soon"] == order
+        turning.turn()
+        poller.soon(lambda: order.append("again"))
+        turning.turn()
+        assert ["soon", "again"] == order
+
+    def test_bug(self, turning: Turning, poller: Poller) -> None:
+        """What it raises is logged; the others are called."""
+        order: list[int] = []
+
+        def bug() -> None:
+            raise ZeroDivisionError
+
+        poller.soon(bug)
+        poller.soon(lambda: order.append(1))
+        turning.turn()
+        assert [1] == order
+        assert "ZeroDivisionError" in turning.failures.pop()
+
+    def test_closing(self, turning: Turning) -> None:
+        """At closing it is called."""
+        order: list[int] = []
+        poller = Poller(turning.reactor)
+        poller.soon(lambda: order.append(1))
+        poller.close()
+        turning.turn()
+        assert [1] == order
 
 
 class TestClosing:

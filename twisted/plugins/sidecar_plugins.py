@@ -1,4 +1,4 @@
-"""What sidecar adds to Twisted: a twistd service and the ``transparent:`` endpoints.
+"""What sidecar adds to Twisted: a twistd service and endpoints, ``transparent:`` and ``connect:``.
 
 Every twistd and every endpoint string on the machine imports this module, so it
 only names things. There is no ``__init__.py`` beside it or above it, ever: one
@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from twisted.application.service import ServiceMaker
 
-from sidecar.endpoint_strings import TransparentClientParser, TransparentServerParser
+from sidecar.endpoint_strings import (
+    ConnectClientParser,
+    TransparentClientParser,
+    TransparentServerParser,
+)
 
-__all__ = ["sidecar_service", "transparent_client", "transparent_server"]
+__all__ = ["connect_client", "sidecar_service", "transparent_client", "transparent_server"]
 
 sidecar_service = ServiceMaker(
     "Sidecar",
@@ -21,3 +25,4 @@ sidecar_service = ServiceMaker(
 )
 transparent_server = TransparentServerParser()
 transparent_client = TransparentClientParser()
+connect_client = ConnectClientParser()

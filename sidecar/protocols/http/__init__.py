@@ -1,0 +1,1 @@
+"""The HTTP proxy: requests in, one judged exchange each, answers in order."""

@@ -1,0 +1,131 @@
+"""Whom is a request for that was not sent to a proxy? Host says it.
+
+Named           to a listener that goes by names: the port is the listener's
+Intercepted     on its way elsewhere: Host must be allowed there, and verified
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sidecar.addresses import Authority, SocketAddress
+from sidecar.flow import HostSource, ListenerKind
+from sidecar.policy import Reason
+from sidecar.protocols.http import replies
+from sidecar.protocols.http.places import Place, place_of
+from sidecar.protocols.http.routing import ByName, Refusal, take, unsupported
+from sidecar.wire.http1.messages import HttpMessageError, HttpMessageReason
+from sidecar.wire.http1.targets import TargetForm, parse_target
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from sidecar.flow import DestinationSource, Flow
+    from sidecar.names.resolving import INameResolver
+    from sidecar.names.verifying import Addresses
+    from sidecar.protocols.judge import Judge
+    from sidecar.wire.http1.messages import RequestHead
+
+__all__ = ["Intercepted", "Named"]
+
+
+class _ByHost:
+    """Requests as origin servers get them: whom they are for is in Host.
+
+    Args:
+        kind: What they are logged as.
+        port: Where they go, whatever Host says.
+    """
+
+    def __init__(self, kind: ListenerKind, port: int) -> None:
+        self.kind = kind
+        self._port = port
+
+    def place(self, head: RequestHead) -> tuple[Place, bytes]:
+        """As `Routing.place`."""
+        target = parse_target(head.method, head.target)
+        if target.form is TargetForm.AUTHORITY:
+            raise HttpMessageError(HttpMessageReason.TARGET)
+        named = head.host
+        if target.form is TargetForm.ABSOLUTE:
+            # RFC 9112 §3.2.2: it wins, and is what servers look at.
+            if target.scheme != b"http":
+                raise Refusal(unsupported(target.scheme))
+            named = target.authority
+        if named is None:
+            raise Refusal(replies.denied(Reason.NO_NAME.value))
+        # The field keeps the port that it has; what is dialled is ours to say.
+        place = place_of(named)
+        host, port = place.authority.host, self._port
+        address = None if place.address is None else SocketAddress(place.address.host, port)
+        return Place(place.host, address, Authority(host, port), place.field), target.origin
+
+    def note(self, flow: Flow, place: Place) -> None:
+        """As `Routing.note`."""
+        if place.host is not None:
+            flow.host = place.host
+            flow.host_from = HostSource.HOST
+
+
+class Named(_ByHost):
+    """Requests that go to the name in Host, at the listener's port.
+
+    Args:
+        judge, resolver: As `Forward`.
+        port: The listener's.
+    """
+
+    def __init__(self, judge: Judge, resolver: INameResolver, port: int) -> None:
+        super().__init__(ListenerKind.SNI_PROXY, port)
+        self._names = ByName(judge, resolver)
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """As `Routing.find`."""
+        if place.host is None:
+            raise Refusal(replies.denied(Reason.NO_NAME.value))
+        return self._names.find(flow, place)
+
+
+class Intercepted(_ByHost):
+    """Requests that were going somewhere: Host must be allowed there, and verified.
+
+    Args:
+        judge: As `Forward`; its verifier is asked as well.
+        kind: What they are logged as.
+        destination: Where they were going.
+        found_by: Who said so.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        kind: ListenerKind,
+        destination: SocketAddress,
+        found_by: DestinationSource | None,
+    ) -> None:
+        super().__init__(kind, destination.port)
+        self._judge = judge
+        self._destination = destination
+        self._found_by = found_by
+
+    def note(self, flow: Flow, place: Place) -> None:
+        """As `Routing.note`."""
+        super().note(flow, place)
+        flow.destination = self._destination
+        flow.destination_from = self._found_by
+
+    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+        """As `Routing.find`."""
+        destination, judge = self._destination, self._judge
+        flow.names_known = True
+        policy = judge.policy
+        decision = policy.decide(flow)
+        take(decision, flow)
+        if not decision.by_name or place.host is None:
+            return (destination,)
+        acceptable = partial(policy.accepts_address, flow)
+        found: Addresses | Deferred[Addresses] = judge.verifier.verify(
+            place.host, destination, acceptable
+        )
+        return found
