@@ -202,7 +202,7 @@ def test_oldest_proves_the_floors() -> None:
     tox.read(ROOT / "tox.ini")
 
     def versions(lines: str, operator: str) -> dict[str, str]:
-        found = re.findall(rf"^(\S+) {operator} ([\d.]+?)(?:\.0)*(?:;|$)", lines, re.MULTILINE)
+        found = re.findall(rf"^(\S+) {operator} ([\d.]+?)(?:\.0)*(?:[;,]|$)", lines, re.MULTILINE)
         return dict(found)
 
     wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["htpasswd"]
