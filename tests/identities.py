@@ -66,11 +66,20 @@ def without_capabilities(command: Sequence[str], *, keep: str = "setfcap") -> li
     return ["setpriv", "--bounding-set", bounds, "--inh-caps", "-all", "--", *command]
 
 
-def in_user_namespace(settings: dict[str, str], command: Sequence[str]) -> list[str]:
-    """The command, run in a user namespace with sysctls (`user.…`) of its own."""
+def in_user_namespace(
+    settings: dict[str, str], command: Sequence[str], *, user: int = 0
+) -> list[str]:
+    """The command, run in a user namespace with sysctls (`user.…`) of its own.
+
+    Args:
+        settings: What they are set to.
+        command: What to run.
+        user: Who the caller is there, all capabilities included.
+    """
     steps = [f"echo {value} > /proc/sys/user/{name}" for name, value in settings.items()]
     script = "\n".join(["set -e", *steps, f"exec {shlex.join(command)}"])
-    return ["unshare", "--user", "--map-root-user", "sh", "-c", script]
+    identity = (f"--map-user={user}", f"--map-group={user}", "--keep-caps")
+    return ["unshare", "--user", *identity, "sh", "-c", script]
 
 
 def _private_ancestor(path: Path) -> Path | None:

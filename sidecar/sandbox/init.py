@@ -18,7 +18,11 @@ from sidecar.errors import NamespaceError
 from sidecar.linux.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from sidecar.sandbox.command import FAILED, become
 from sidecar.sandbox.handover import Word
-from sidecar.sandbox.mounts import mount_proc, protect_kernel_settings
+from sidecar.sandbox.mounts import (
+    mount_proc,
+    protect_kernel_settings,
+    writable_kernel_settings,
+)
 from sidecar.sandbox.privileges import give_up_privileges
 
 if TYPE_CHECKING:
@@ -90,20 +94,42 @@ def let_go_of_terminal() -> None:
 
 
 def _isolate(alone: Alone) -> None:
-    if alone.mounts:
-        if alone.pids:
-            try:
-                mount_proc()
-            except OSError as error:
-                alone.missing.append(f"/proc shows the processes outside: {error.strerror}")
-        if os.geteuid() == 0:
-            try:
-                protect_kernel_settings()
-            except OSError as error:
-                alone.missing.append(f"kernel settings stay writable: {error.strerror}")
+    if alone.mounts and alone.pids:
+        try:
+            mount_proc()
+        except OSError as error:
+            alone.missing.append(f"/proc shows the processes outside: {error.strerror}")
+    if os.geteuid() == 0:
+        _protect_machine(mounts=alone.mounts)
     if not alone.pids:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
     give_up_privileges()
+
+
+def _protect_machine(*, mounts: bool) -> None:
+    """See to it that root can't have the kernel run programs outside.
+
+    Args:
+        mounts: Whether there is a mount namespace.
+
+    Raises:
+        NamespaceError: It could; nothing may be run.
+    """
+    problem = "there is no mount namespace"
+    if mounts:
+        problem = "the kernel doesn't do it"
+        try:
+            protect_kernel_settings()
+        except OSError as error:
+            problem = error.strerror or str(error)
+    writable = writable_kernel_settings()
+    if writable:
+        raise NamespaceError(
+            f"root could change the kernel's settings from inside: {writable[0]} can't be made"
+            f" read-only: {problem}",
+            "run it as another user than root, or where mount namespaces can be made"
+            " (`sidecar doctor` tells)",
+        )
 
 
 class _Init:
@@ -131,6 +157,12 @@ class _Init:
         if self._child == 0:
             become(command, wait, signal_mask)
         os.close(wait)
+        if not self._pids:
+            # Nothing else keeps us from what is sent to the command's group (kill 0), by
+            # whom then nobody who left it would be ended. A session, not a group alone:
+            # to a parent in its own, the kernel would look for whether the command's
+            # group may be stopped.
+            os.setsid()
         let_go_of_terminal()
 
     def serve(self) -> None:

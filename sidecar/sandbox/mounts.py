@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from sidecar.linux.syscalls import (
     MS_BIND,
@@ -16,7 +15,14 @@ from sidecar.linux.syscalls import (
     mount,
 )
 
-__all__ = ["MASKED", "READ_ONLY", "mask_name_services", "mount_proc", "protect_kernel_settings"]
+__all__ = [
+    "MASKED",
+    "READ_ONLY",
+    "mask_name_services",
+    "mount_proc",
+    "protect_kernel_settings",
+    "writable_kernel_settings",
+]
 
 MASKED = (
     "/run/nscd/socket",
@@ -28,7 +34,10 @@ MASKED = (
 """Sockets of services outside that look up names for whoever asks: the C library falls
 back to DNS, which is intercepted."""
 
-READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+READ_ONLY = (
+    *("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi"),
+    *("/proc/scsi", "/sys"),
+)
 """By what uid 0 could have the kernel run programs outside (core_pattern, modprobe), or
 hurt the machine; with no capability at all, since the files are uid 0's."""
 
@@ -57,7 +66,7 @@ def mount_proc() -> None:
 
 
 def protect_kernel_settings() -> None:
-    """Make `READ_ONLY` and /sys read-only.
+    """Make `READ_ONLY` read-only.
 
     Raises:
         OSError: The kernel refused.
@@ -66,6 +75,18 @@ def protect_kernel_settings() -> None:
         if os.path.exists(path):  # noqa: PTH110 - as above
             mount(path, path, None, MS_BIND | MS_REC)
             make_read_only(path)
-    with suppress(FileNotFoundError):
-        mount("/sys", "/sys", None, MS_BIND | MS_REC)
-        make_read_only("/sys")
+
+
+def writable_kernel_settings() -> list[str]:
+    """Which of `READ_ONLY` this process's user, uid 0, could write to.
+
+    None of them if it is root of a user namespace alone, and somebody else outside.
+    """
+    if os.stat("/proc").st_uid != 0:  # noqa: PTH116 - as above
+        return []
+    return [
+        path
+        for path in READ_ONLY
+        if os.path.exists(path)  # noqa: PTH110 - as above
+        and not os.statvfs(path).f_flag & os.ST_RDONLY
+    ]

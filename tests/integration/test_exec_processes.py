@@ -7,12 +7,17 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from identities import in_user_namespace, needs_root, without_capabilities
+from identities import (
+    NOBODY,
+    in_user_namespace,
+    needs_root,
+    without_capabilities,
+)
 from integration.exec_stage import USERS, Marked, Stage, User, sidecar
 from integration.netns import DEADLINE, Pair
 from support import wait_for
@@ -371,34 +376,87 @@ class TestLess:
             inner = without_capabilities(inner)
         return pair.near.namespace.run(in_user_namespace(settings, inner), check=False)
 
-    @pytest.mark.parametrize("limit", ["max_pid_namespaces", "max_mnt_namespaces"])
-    def test_goes_on(self, pair: Pair, limit: str) -> None:
-        """Without a pid or a mount namespace it is said so to who asks, and all else holds."""
+    def test_no_pid_namespace(self, pair: Pair) -> None:
+        """Without a pid namespace it is said so to who asks, and all else holds."""
         script = "sleep 1000 & (setsid sleep 1000 &) ; exit 4"
-        quiet = self.run(pair, {limit: "0"}, ["sh", "-c", script])
-        verbose = self.run(pair, {limit: "0"}, ["sh", "-c", script], ("-v",))
+        settings = {"max_pid_namespaces": "0"}
+        quiet = self.run(pair, settings, ["sh", "-c", script])
+        verbose = self.run(pair, settings, ["sh", "-c", script], ("-v",))
         assert (4, "") == (quiet.returncode, quiet.stderr)
         assert 4 == verbose.returncode
-        assert f"no {'pid' if 'pid' in limit else 'mount'} namespace" in verbose.stderr
+        assert "no pid namespace" in verbose.stderr
 
-    @pytest.mark.parametrize("limit", ["max_pid_namespaces", "max_mnt_namespaces"])
-    def test_killed(self, pair: Pair, limit: str) -> None:
-        """There, too, nobody outlives `sidecar`."""
-        marked = Marked()
-        inner = sidecar(
-            "exec", "--summary", "none", "--", "sh", "-c", f"setsid sleep 1000 & {WAIT}"
+    def test_no_mount_namespace(self, pair: Pair) -> None:
+        """Without a mount namespace likewise, for who can't change the kernel's settings."""
+        inner = sidecar("exec", "-v", "--summary", "none", "--", "sh", "-c", "id -u; exit 4")
+        ordinary = ["setpriv", "--ambient-caps", "-all", "--inh-caps", "-all", "--", *inner]
+        command = in_user_namespace({"max_mnt_namespaces": "0"}, ordinary, user=NOBODY)
+        done = pair.near.namespace.run(command, check=False)
+        assert (4, f"{NOBODY}\n") == (done.returncode, done.stdout), done.stderr
+        assert "no mount namespace" in done.stderr
+
+    def test_root_without_mount_namespace(self, pair: Pair) -> None:
+        """Root could then have the kernel run programs outside: nothing is run."""
+        done = self.run(pair, {"max_mnt_namespaces": "0"}, ["echo", "ran"])
+        assert (125, "") == (done.returncode, done.stdout)
+        assert done.stderr.startswith(
+            "sidecar exec: root could change the kernel's settings from inside: /proc/sys can't be"
+            " made read-only: there is no mount namespace"
         )
-        command = in_user_namespace({limit: "0"}, inner)
+        assert "run it as another user than root" in done.stderr
+        assert 1 == done.stderr.count("\n")
+
+    def test_killed(self, pair: Pair) -> None:
+        """There, too, nobody outlives `sidecar`."""
+        with self.without_pids(pair, f"setsid sleep 1000 & {WAIT}") as (process, marked):
+            ready(process)
+            process.kill()
+            process.wait(DEADLINE)
+            wait_for(lambda: marked.alive() == [])
+
+    @pytest.mark.parametrize("name", ["KILL", "TERM", "HUP", "INT"])
+    def test_killed_by_group(self, pair: Pair, name: str) -> None:
+        """Nor whoever left the process group, when the command kills all that is in it."""
+        script = f"setsid sleep 1000 & echo ready; read line; kill -{name} 0; exit 4"
+        with self.without_pids(pair, script) as (process, marked):
+            ready(process)
+            process.communicate("go on\n", timeout=DEADLINE)
+            number = signal.Signals[f"SIG{name}"]
+            # SIGKILL is for us as well.
+            assert process.returncode == (-number if name == "KILL" else 128 + number)
+            wait_for(lambda: marked.alive() == [])
+
+    def test_stopped_by_group(self, pair: Pair) -> None:
+        """A group that stops itself goes on when it is told to."""
+        script = "echo ready; read line; kill -STOP 0; exit 4"
+        with self.without_pids(pair, script) as (process, _):
+            ready(process)
+            assert process.stdin is not None
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            os.killpg(process.pid, signal.SIGCONT)
+            assert 4 == process.wait(DEADLINE)
+
+    @contextmanager
+    def without_pids(
+        self, pair: Pair, script: str
+    ) -> Iterator[tuple[subprocess.Popen[str], Marked]]:
+        """A shell script under `sidecar exec` in a process group of its own."""
+        marked = Marked()
+        inner = sidecar("exec", "--summary", "none", "--", "sh", "-c", script)
         with pair.near.namespace.entered():
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, text=True, env={**os.environ, **marked.environment}
+                in_user_namespace({"max_pid_namespaces": "0"}, inner),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, **marked.environment},
             )
-        ready(process)
-        process.kill()
-        process.wait(DEADLINE)
-        assert process.stdout is not None
-        process.stdout.close()
-        wait_for(lambda: marked.alive() == [])
+        with process:
+            yield process, marked
 
     def test_no_user_namespace(self, pair: Pair) -> None:
         """Without user namespaces there is one line, with cause and cure, and nothing is run."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from identities import in_user_namespace
 from integration.exec_stage import SILENTLY, USERS, Marked, Stage, User
 from integration.terminal import Terminal
 from support import wait_for
@@ -52,12 +53,18 @@ class Desk:
         self.stage = stage
         self._jobs = 0
 
-    def exec(self, *command: str) -> None:
-        """Type `sidecar exec -- COMMAND`, and see it begin."""
+    def exec(self, *command: str, limits: dict[str, str] | None = None) -> None:
+        """Type `sidecar exec -- COMMAND`, and see it begin.
+
+        Args:
+            command: What to run.
+            limits: Of a user namespace around it.
+        """
         # In a file: a terminal takes no line of more than 4095 characters.
         script = self.stage.directory / f"job{self._jobs}"
         self._jobs += 1
-        line = shlex.join(self.stage.command(*SILENTLY, "--", *command))
+        words = self.stage.command(*SILENTLY, "--", *command)
+        line = shlex.join(words if limits is None else in_user_namespace(limits, words))
         script.write_text(f"echo started\nexec {line}\n")
         self.terminal.type(f"sh {script}\n")
         self.terminal.expect("started\n")
@@ -178,6 +185,26 @@ class TestStop:
         desk.terminal.type("hello\n")
         desk.terminal.expect("hello again\n")
         desk.terminal.prompt()
+
+    def test_without_pid_namespace(self, desk: Desk) -> None:
+        """Where what watches over the command is in another session, all is the same."""
+        if desk.stage.user == "nobody":
+            # Who is nobody else in the namespace around it either: once is enough.
+            return
+        desk.exec(
+            *("sh", "-c", "echo ready; read line; echo $line again; read line"),
+            limits={"max_pid_namespaces": "0"},
+        )
+        desk.terminal.expect("ready\n")
+        desk.terminal.type("\x1a")
+        assert "Stopped" in desk.terminal.prompt()
+        desk.terminal.type("fg\n")
+        desk.terminal.type("hello\n")
+        desk.terminal.expect("hello again\n")
+        desk.terminal.type("\x03")
+        desk.terminal.prompt()
+        desk.terminal.type("echo status $?\n")
+        assert "status 130\n" == desk.terminal.prompt()
 
     def test_killed_while_stopped(self, desk: Desk) -> None:
         """A stopped job can be killed."""

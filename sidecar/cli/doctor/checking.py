@@ -47,7 +47,7 @@ def checks() -> tuple[Check, ...]:
         ),
         Check(
             "mount namespaces",
-            "exec: to hide the sockets of name services",
+            "exec: to hide name services' sockets, and to protect kernel settings from root",
             (),
             _tried(kernel.mount_namespace),
         ),
