@@ -26,6 +26,11 @@ User = Literal["root", "nobody"]
 # Standard error is for what goes wrong.
 SILENTLY = ("--quiet", "--summary", "none")
 USERS: tuple[User, ...] = ("root", "nobody")
+# In a mount namespace of its own, other files that say how names are found.
+_WITH_FILES = (
+    "for each in resolv.conf nsswitch.conf hosts;"
+    ' do mount --bind "$0/$each" "/etc/$each" || exit 99; done; exec "$@"'
+)
 
 
 def sidecar(*arguments: str) -> list[str]:
@@ -80,6 +85,7 @@ class Stage:
         user: As whom.
         options: Given to each run.
         environment: Beside the usual.
+        files: Has a resolv.conf, a nsswitch.conf and a hosts, to stand for those of /etc.
         marked: Finds whatever was started.
     """
 
@@ -88,18 +94,21 @@ class Stage:
     user: User
     options: list[str] = field(default_factory=lambda: ["--default", "allow"])
     environment: dict[str, str] = field(default_factory=dict)
+    files: Path | None = None
     marked: Marked = field(default_factory=Marked)
     _serial: int = 0
 
     def command(self, *arguments: str) -> list[str]:
         """The whole command line, as this user."""
         command = sidecar("exec", *arguments)
-        if self.user == "root":
-            return command
-        self._serial += 1
-        stash = self.directory / f"stash{self._serial}"
-        stash.mkdir()
-        return as_nobody(command, stash)
+        if self.user != "root":
+            self._serial += 1
+            stash = self.directory / f"stash{self._serial}"
+            stash.mkdir()
+            command = as_nobody(command, stash)
+        if self.files is not None:
+            command = ["unshare", "--mount", "sh", "-c", _WITH_FILES, str(self.files), *command]
+        return command
 
     def run(
         self,
