@@ -43,6 +43,8 @@ class ListenerKind(Enum):
     FORWARD = "forward"
     HTTP_PROXY = "http-proxy"
     EXEC = "exec"
+    HOST_PORT = "host-port"
+    PUBLISH = "publish"
 
 
 class DestinationSource(Enum):

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from sidecar.addresses import parse_host
 from sidecar.errors import AddressError
-from sidecar.flow import FlowEnd, HostSource, Protocol, Verdict
+from sidecar.flow import FlowEnd, HostSource, ListenerKind, Protocol, Verdict
 from sidecar.interfaces import IDNSObserver, IFlowObserver
 from sidecar.policy.decisions import Outcome
 
@@ -42,6 +42,7 @@ _WITH_ADDRESSES = frozenset({"A", "AAAA", "HTTPS", "SVCB"})
 _LOOPBACK_REVERSED = (".127.in-addr.arpa", ".0.0.0.0.ip6.arpa")
 # The client went away before there was a verdict.
 _NOT_JUDGED = "not_judged"
+_BRIDGED = frozenset({ListenerKind.HOST_PORT, ListenerKind.PUBLISH})
 _FAILURES = frozenset(
     {
         FlowEnd.CONNECTION_REFUSED,
@@ -123,6 +124,9 @@ class Gatherer:
 
     def flow_ended(self, flow: Flow) -> None:
         """Take note of a connection."""
+        if flow.listener in _BRIDGED:
+            # Whom no policy is asked about.
+            return
         destination = flow.destination
         if flow.verdict is Verdict.DENY or destination is None:
             self.denied += flow.reason != _NOT_JUDGED

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 __all__ = [
     "DNS_PORT",
     "EVERYWHERE",
+    "LOOPBACK",
     "OWN",
     "SOURCES",
     "SOURCE_IPV4",
@@ -43,6 +44,9 @@ OWN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv6Network(SOURCE_IPV6_UNIQUE_LOCAL),
 )
 """Networks whose packets stay between the programs inside."""
+
+LOOPBACK = ("127.0.0.1", "::1")
+"""What programs mean by localhost, in the order in which they try."""
 
 EVERYWHERE = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 """Every address is the namespace's own (AnyIP), so that nothing needs a way out."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from twisted.internet.task import deferLater
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from twisted.internet.interfaces import IReactorTime
 
-    from sidecar.protocols.judge import Judge
+    from sidecar.flow import Flow
     from sidecar.runtime import Runtime
 
 __all__ = ["STANDSTILL", "drained"]
@@ -24,22 +26,28 @@ that waits for more would never get it."""
 _LOOK = 0.005
 
 
-async def drained(reactor: IReactorTime, runtime: Runtime, judge: Judge, listener: int) -> None:
+async def drained(
+    reactor: IReactorTime,
+    runtime: Runtime,
+    flows: Callable[[], Iterable[Flow]],
+    listeners: Iterable[int],
+) -> None:
     """Wait until no connection is left, or those that are stand still.
 
     Args:
         reactor: Measures time.
         runtime: Counts connections.
-        judge: Knows the flows that are relayed.
-        listener: The descriptor on which the connections arrive. A command that ended
+        flows: Tells which are relayed.
+        listeners: The descriptors on which the connections arrive. A command that ended
             before we were up has left all of them there.
     """
     waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
+    for listener in listeners:
+        waiting.register(listener, select.POLLIN)
     moved = -1
     deadline = 0.0
     while runtime.admission.open or waiting.poll(0):
-        now = _moved(judge)
+        now = _moved(flows())
         if now != moved:
             moved = now
             deadline = reactor.seconds() + STANDSTILL
@@ -48,7 +56,7 @@ async def drained(reactor: IReactorTime, runtime: Runtime, judge: Judge, listene
         await deferLater(reactor, _LOOK)
 
 
-def _moved(judge: Judge) -> int:
+def _moved(flows: Iterable[Flow]) -> int:
     """How many bytes the flows that are open have carried."""
-    counts = [flow.counts() for flow, _ in judge.open.values() if flow.counts is not None]
+    counts = [flow.counts() for flow in flows if flow.counts is not None]
     return sum(sent + received for sent, received in counts)

@@ -26,8 +26,13 @@ import socket
 import struct
 from contextlib import ExitStack, suppress
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from sidecar.errors import NamespaceError
+from sidecar.sandbox.addresses import LOOPBACK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "Channel",
@@ -46,7 +51,7 @@ _SO_NETNS_COOKIE = 71
 _CREDENTIALS = struct.Struct("=iII")
 _U64 = struct.Struct("=Q")
 _MESSAGE_OCTETS = 65536
-# One more than there ever are, so that too many are seen for what they are.
+# One more than there ever are, but for bridges, so that too many are seen for what they are.
 _DESCRIPTORS_MAX = 9
 # linux/netlink.h
 _NETLINK_SOCK_DIAG = 4
@@ -77,9 +82,11 @@ class Listeners:
         dns_udp: Likewise, one for each family; tell, with each datagram, to which address
             it was sent, and take the one to send from (`linux.pktinfo`).
         diag: NETLINK_SOCK_DIAG inside; asks about sockets there.
+        host_ports: For each port that leads to the host's, one at 127.0.0.1 and one at
+            ::1, if there is IPv6.
     """
 
-    __slots__ = ("diag", "dns_tcp", "dns_udp", "tcp")
+    __slots__ = ("diag", "dns_tcp", "dns_udp", "host_ports", "tcp")
 
     def __init__(
         self,
@@ -87,17 +94,20 @@ class Listeners:
         dns_tcp: tuple[socket.socket, ...],
         dns_udp: tuple[socket.socket, ...],
         diag: socket.socket,
+        host_ports: tuple[socket.socket, ...] = (),
     ) -> None:
         self.tcp = tcp
         self.dns_tcp = dns_tcp
         self.dns_udp = dns_udp
         self.diag = diag
+        self.host_ports = host_ports
 
     def named(self) -> list[tuple[str, socket.socket]]:
-        """Each with its name; those for DNS may be several."""
+        """Each with its name, of which some may be several's."""
         dns = [("dns_tcp", each) for each in self.dns_tcp]
         dns += [("dns_udp", each) for each in self.dns_udp]
-        return [("tcp", self.tcp), *dns, ("diag", self.diag)]
+        bridges = [("host_port", each) for each in self.host_ports]
+        return [("tcp", self.tcp), *dns, ("diag", self.diag), *bridges]
 
     def close(self) -> None:
         """Close all."""
@@ -148,14 +158,18 @@ class Channel:
         with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
             self.sock.send(word.value + body)
 
-    def hear_from(self) -> Message:
+    def hear_from(self, descriptors_max: int = _DESCRIPTORS_MAX) -> Message:
         """Receive a message with everything that comes with it; `Message` says what.
+
+        Args:
+            descriptors_max: How many there is room for.
 
         Raises:
             NamespaceError: The other side is gone.
+            BlockingIOError: There is none, on a non-blocking socket.
         """
         item = array.array("i").itemsize
-        room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * item) + socket.CMSG_SPACE(_CREDENTIALS.size)
+        room = socket.CMSG_SPACE(descriptors_max * item) + socket.CMSG_SPACE(_CREDENTIALS.size)
         try:
             received, ancillary, flags, _ = self.sock.recvmsg(
                 _MESSAGE_OCTETS, room, socket.MSG_CMSG_CLOEXEC
@@ -202,12 +216,13 @@ def send_listeners(channel: Channel, listeners: Listeners) -> None:
     channel.sock.sendmsg([Word.LISTENERS.value + names], [rights])
 
 
-def receive_listeners(channel: Channel, sender: int) -> Listeners:
+def receive_listeners(channel: Channel, sender: int, host_ports: Sequence[int] = ()) -> Listeners:
     """Take the listeners over, if they are what they should be.
 
     Args:
         channel: Its socket has SO_PASSCRED.
         sender: The process id that must have sent them.
+        host_ports: The ports that lead to the host's.
 
     Returns:
         The sockets; closed on exec, non-blocking.
@@ -217,7 +232,7 @@ def receive_listeners(channel: Channel, sender: int) -> Listeners:
             what was agreed on. No descriptor of it stays open.
     """
     with ExitStack() as stack:
-        message = channel.hear_from()
+        message = channel.hear_from(_DESCRIPTORS_MAX + len(LOOPBACK) * len(host_ports))
         for descriptor in message.descriptors:
             stack.callback(os.close, descriptor)
         if message.word is Word.ERROR:
@@ -229,6 +244,12 @@ def receive_listeners(channel: Channel, sender: int) -> Listeners:
         if message.sender != sender:
             raise _strange(f"process {message.sender} handed them over, not {sender}")
         listeners = _check(message.body.decode("ascii", "replace").split(), message.descriptors)
+        try:
+            _check_host_ports(listeners, host_ports)
+        except NamespaceError:
+            for _, sock in listeners.named():
+                sock.detach()
+            raise
         stack.pop_all()
     return listeners
 
@@ -250,6 +271,7 @@ _EXPECTED = {
     "dns_tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP, True),
     "dns_udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP, False),
     "diag": (socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG, False),
+    "host_port": (socket.SOCK_STREAM, socket.IPPROTO_TCP, True),
 }
 
 
@@ -275,12 +297,29 @@ def _check(names: list[str], descriptors: list[int]) -> Listeners:
             cookies.add(_number(sock, _SO_COOKIE))
         if len(cookies) != len(names):
             raise _strange("one came twice")
-        if not all(found.values()) or len(found["tcp"]) > 1 or len(found["diag"]) > 1:
+        one_each = len(found["tcp"]) == len(found["diag"]) == 1
+        if not one_each or not found["dns_tcp"] or not found["dns_udp"]:
             raise _strange("some are missing, or there are too many")
         stack.pop_all()
     return Listeners(
-        found["tcp"][0], tuple(found["dns_tcp"]), tuple(found["dns_udp"]), found["diag"][0]
+        found["tcp"][0],
+        tuple(found["dns_tcp"]),
+        tuple(found["dns_udp"]),
+        found["diag"][0],
+        tuple(found["host_port"]),
     )
+
+
+def _check_host_ports(listeners: Listeners, ports: Sequence[int]) -> None:
+    """See that those listen where it was asked for, and nowhere else.
+
+    Raises:
+        NamespaceError: They don't.
+    """
+    hosts = LOOPBACK if listeners.tcp.family == socket.AF_INET6 else LOOPBACK[:1]
+    wanted = sorted((host, port) for host in hosts for port in ports)
+    if wanted != sorted(each.getsockname()[:2] for each in listeners.host_ports):
+        raise _strange("those for the host's ports are others than asked for")
 
 
 def _socket(name: str, descriptor: int) -> socket.socket:

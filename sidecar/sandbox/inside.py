@@ -37,6 +37,7 @@ from sidecar.sandbox.rules import install_rules
 from sidecar.sandbox.users import enter_user_namespace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from ipaddress import IPv6Address
 
     from sidecar.sandbox.handover import Channel
@@ -50,7 +51,11 @@ _LOWEST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 
 def set_up(
-    channel: Channel, parent: int, command: list[str], signal_mask: set[signal.Signals | int]
+    channel: Channel,
+    parent: int,
+    command: list[str],
+    signal_mask: set[signal.Signals | int],
+    host_ports: Sequence[int],
 ) -> NoReturn:
     """Make the sandbox, start its pid 1, wait for that and exit.
 
@@ -59,6 +64,7 @@ def set_up(
         parent: P's process id; we don't outlive it.
         command: What to run, at least one word.
         signal_mask: The signals that the command starts with blocked.
+        host_ports: The ports of loopback inside that lead to the host's.
     """
     try:
         # Whatever else the caller left open is no business of the command's.
@@ -73,7 +79,7 @@ def set_up(
             # What root's servers take for granted, and without capabilities can't do.
             _allow_low_ports()
         install_rules()
-        listeners = open_listeners()
+        listeners = open_listeners(host_ports)
         send_listeners(channel, listeners)
         listeners.close()
         pid = os.fork()

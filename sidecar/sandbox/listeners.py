@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import TYPE_CHECKING
 
 from sidecar.linux.pktinfo import receive_destinations
 from sidecar.linux.sockopt import set_transparent
-from sidecar.sandbox.addresses import DNS_PORT, TPROXY_PORT
+from sidecar.sandbox.addresses import DNS_PORT, LOOPBACK, TPROXY_PORT
 from sidecar.sandbox.handover import Listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["open_listeners"]
 
@@ -22,8 +26,11 @@ _DATAGRAM_BUFFER = 1 << 20
 _NETLINK_SOCK_DIAG = 4
 
 
-def open_listeners() -> Listeners:
+def open_listeners(host_ports: Sequence[int] = ()) -> Listeners:
     """Open all of them, in the calling process's network namespace.
+
+    Args:
+        host_ports: Of loopback, those that lead to the host's.
 
     Raises:
         OSError: A port is taken, or the kernel refused.
@@ -39,7 +46,18 @@ def open_listeners() -> Listeners:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER)
         receive_destinations(sock)
     diag = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
-    return Listeners(tcp, (dns_tcp,), dns_udp, diag)
+    return Listeners(tcp, (dns_tcp,), dns_udp, diag, _open_host_ports(host_ports, both))
+
+
+def _open_host_ports(
+    ports: Sequence[int], families: tuple[socket.AddressFamily, ...]
+) -> tuple[socket.socket, ...]:
+    if not ports:
+        return ()
+    from sidecar.sandbox.bridges import listen
+
+    hosts = LOOPBACK if socket.AF_INET6 in families else LOOPBACK[:1]
+    return tuple(listen(host, port) for port in ports for host in hosts)
 
 
 def _families() -> tuple[socket.AddressFamily, ...]:

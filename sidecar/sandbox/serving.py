@@ -29,13 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["serve_inside"]
 
 
-def serve_inside(runtime: Runtime, sock: socket.socket, factory: IProtocolFactory) -> FlowPort:
+def serve_inside(
+    runtime: Runtime,
+    sock: socket.socket,
+    factory: IProtocolFactory,
+    *,
+    intercepted: bool = True,
+) -> FlowPort:
     """Serve a listener that is in the sandbox's network namespace.
 
     Args:
         runtime: Shared with the other listeners.
         sock: Listening, non-blocking; the port's from here on.
         factory: Whom the connections are for.
+        intercepted: Whether rules bring the connections; otherwise programs inside dial
+            the listener itself.
 
     Returns:
         The port, which accepts already.
@@ -44,7 +52,8 @@ def serve_inside(runtime: Runtime, sock: socket.socket, factory: IProtocolFactor
     # Nothing that we dial can come back to it, and an address inside that equals one of
     # our own is another's: what the guard knows is of our namespace.
     apart = replace(runtime, guard=LoopGuard())
-    port = FlowPort(apart, sock, factory, _Finder(sock.getsockname()[1]))
+    finder = _Finder(sock.getsockname()[1]) if intercepted else _Dialled()
+    port = FlowPort(apart, sock, factory, finder)
     port.startListening()
     return port
 
@@ -70,3 +79,19 @@ class _Finder(DestinationFinder):
         if local.port == self.port and any(ip_address(local.host) in each for each in OWN):
             return NotIntercepted(local)
         return OriginalDestination(local, DestinationSource.TPROXY)
+
+
+class _Dialled(DestinationFinder):
+    """Knows where connections were to go that were meant for the listener."""
+
+    def __init__(self) -> None:
+        super().__init__(InterceptMode.TPROXY, 0, transparent=False)
+
+    def find(
+        self,
+        connection: socket.socket,
+        source: SocketAddress,  # noqa: ARG002 - of no interest here
+    ) -> OriginalDestination:
+        """Ask the kernel."""
+        local = SocketAddress.from_kernel(connection.getsockname())
+        return OriginalDestination(local, DestinationSource.STATIC)

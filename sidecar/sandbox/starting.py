@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from sidecar.sandbox.handover import Channel, Word, failure, receive_listeners
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sidecar.sandbox.handover import Listeners
 
 __all__ = ["HELD_SIGNALS", "Interrupted", "Started", "open_missing", "start"]
@@ -63,6 +65,7 @@ class Started:
     Args:
         channel: To the set-up process, then to pid 1.
         pid: The set-up process.
+        host_ports: What `start` was given.
 
     Attributes:
         listeners: What to serve; set by `wait`.
@@ -70,9 +73,10 @@ class Started:
         missing: What had to be done without, a line each; set by `wait`.
     """
 
-    def __init__(self, channel: Channel, pid: int) -> None:
+    def __init__(self, channel: Channel, pid: int, host_ports: Sequence[int] = ()) -> None:
         self.channel = channel
         self.pid = pid
+        self._host_ports = host_ports
         self.listeners: Listeners | None = None
         self.init = -1
         self.missing: tuple[str, ...] = ()
@@ -87,7 +91,7 @@ class Started:
         with ExitStack() as stack:
             stack.callback(self.abandon)
             self._wait_for_message()
-            self.listeners = receive_listeners(self.channel, self.pid)
+            self.listeners = receive_listeners(self.channel, self.pid, self._host_ports)
             self._wait_for_message()
             message = self.channel.hear_from()
             if message.word is not Word.READY:
@@ -133,13 +137,14 @@ def open_missing() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def start(command: list[str]) -> Started:
+def start(command: list[str], host_ports: Sequence[int] = ()) -> Started:
     """Fork the set-up process, which begins at once.
 
     This process must have one thread. From here on `HELD_SIGNALS` are blocked in it.
 
     Args:
         command: What to run, at least one word.
+        host_ports: The ports of loopback inside that are to lead to the host's.
     """
     # Who ignores it can't wait for its children.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -153,9 +158,9 @@ def start(command: list[str]) -> Started:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _be_set_up(Channel(theirs), ours, parent, command, signal_mask)
+        _be_set_up(Channel(theirs), ours, parent, command, signal_mask, host_ports)
     theirs.close()
-    return Started(Channel(ours), pid)
+    return Started(Channel(ours), pid, host_ports)
 
 
 def _be_set_up(
@@ -164,12 +169,13 @@ def _be_set_up(
     parent: int,
     command: list[str],
     signal_mask: set[signal.Signals | int],
+    host_ports: Sequence[int],
 ) -> None:
     try:
         other.close()
         from sidecar.sandbox.inside import set_up
 
-        set_up(channel, parent, command, signal_mask)
+        set_up(channel, parent, command, signal_mask, host_ports)
     except BaseException as error:  # noqa: BLE001 - two copies of a program must not go on
         cause = f"a bug in setting up the sandbox: {error!r}"
         channel.tell(Word.ERROR, f"{cause}\0report it".encode())

@@ -24,6 +24,7 @@ from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
     from sidecar.cli.exec.plan import Plan
+    from sidecar.sandbox.bridges import Bridges
     from sidecar.sandbox.starting import Started
 
 __all__ = ["add_arguments", "run"]
@@ -76,6 +77,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="learn *.PARENT in the place of three names or more with one parent and port",
     )
+    bridges = parser.add_argument_group("bridges")
+    bridges.add_argument(
+        "--host-port",
+        metavar="N[:M]",
+        action="append",
+        default=[],
+        help="let port N of loopback inside lead to port M (default: N) of the host's loopback",
+    )
+    bridges.add_argument(
+        "--publish",
+        metavar="N[:M]",
+        action="append",
+        default=[],
+        help="let port N of the host's loopback lead to port M (default: N) of loopback inside",
+    )
     report = parser.add_argument_group("report")
     report.add_argument(
         "--log", metavar="FILE|fd:N", help="write a JSON line for each connection's end"
@@ -107,11 +123,12 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     open_missing()
     log = None if arguments.log is None else open_log(arguments.log)
     viewing.check(arguments)
-    started = start(command)
+    bridges = _bridges(arguments)
+    started = start(command, [] if bridges is None else bridges.inside)
     try:
         from sidecar.cli.exec import plan as planning
 
-        plan = planning.Plan.of(arguments, log)
+        plan = planning.Plan.of(arguments, log, bridges)
     except BaseException:
         started.abandon()
         raise
@@ -123,6 +140,14 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     started.go()
     # The command runs. What it connects to meanwhile waits in the listeners.
     return _serve(started, plan)
+
+
+def _bridges(arguments: argparse.Namespace) -> Bridges | None:
+    if not arguments.host_port and not arguments.publish:
+        return None
+    from sidecar.sandbox.bridges import Bridges
+
+    return Bridges.of(arguments.host_port, arguments.publish)
 
 
 def _serve(started: Started, plan: Plan) -> int:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from sidecar.cli.exec.learning import Learning
     from sidecar.config import Config
+    from sidecar.sandbox.bridges import Bridges
 
 __all__ = ["Plan"]
 
@@ -27,6 +28,8 @@ class Plan:
         verbosity: -1 for quiet, 0, or 1 for verbose.
         command: What is run.
         learning: What `--learn` needs; None without it.
+        bridges: Ports that lead out of the sandbox or into it, listened on where that is
+            on the host; None for none.
         view: The options of `sidecar.cli.viewing`, among others.
     """
 
@@ -36,6 +39,7 @@ class Plan:
     verbosity: int
     command: list[str]
     learning: Learning | None
+    bridges: Bridges | None
     view: argparse.Namespace
 
     @property
@@ -44,15 +48,19 @@ class Plan:
         return self.config.policy.verify is Verify.CERTIFICATE
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace, log: int | None) -> Plan:
+    def of(
+        cls, arguments: argparse.Namespace, log: int | None, bridges: Bridges | None = None
+    ) -> Plan:
         """Read the options.
 
         Args:
             arguments: What the command line says.
             log: A descriptor for the access log; None for none.
+            bridges: What the options for them say; None without.
 
         Raises:
             ConfigError: Something can't be used.
+            ListenError: A port of the host's can't be had.
         """
         config = load(
             arguments.policy,
@@ -60,6 +68,8 @@ class Plan:
             deny=arguments.deny,
             default=arguments.default,
         )
+        if bridges is not None:
+            bridges.open()
         return cls(
             config=config,
             log=log,
@@ -67,6 +77,7 @@ class Plan:
             verbosity=int(arguments.verbose) - int(arguments.quiet),
             command=arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd,
             learning=_learning(arguments),
+            bridges=bridges,
             view=arguments,
         )
 

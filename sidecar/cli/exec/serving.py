@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.cli.exec.plan import Plan
+    from sidecar.flow import Flow
     from sidecar.interfaces import IDecisionStep, IDNSObserver, IFlowObserver, IRelayReactor
     from sidecar.names.verifying import IVerifier
+    from sidecar.sandbox.bridges import Bridges
+    from sidecar.sandbox.handover import Listeners
     from sidecar.sandbox.starting import Started
 
 __all__ = ["serve"]
@@ -154,9 +157,15 @@ class _Session:
         serve_inside(runtime, listeners.tcp, factory)
         try:
             await sandbox.ended
-            await drained(reactor, runtime, judge, arrivals)
+            await drained(
+                reactor,
+                runtime,
+                lambda: [*(flow for flow, _ in judge.open.values()), *bridged.values()],
+                arrivals,
+            )
         finally:
             await dns.stop()
+        bridged = {} if plan.bridges is None else _bridge(runtime, plan.bridges, listeners)
             runtime.close()
             resolver.close()
             self._processes.close()
@@ -200,6 +209,13 @@ def _open_as_many_as_allowed() -> None:
     """Raise our own soft limit of descriptors; the command has its own already."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+def _bridge(runtime: Runtime, bridges: Bridges, listeners: Listeners) -> dict[int, Flow]:
+    """Serve the bridges; returns their open flows."""
+    from sidecar.sandbox.bridging import serve_bridges
+
+    return serve_bridges(runtime, bridges, listeners)
+
 
 
 def _steps(names: Sequence[str]) -> Sequence[IDecisionStep]:
