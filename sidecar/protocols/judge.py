@@ -24,6 +24,8 @@ __all__ = ["Allowed", "Judge"]
 
 # Seconds that a decision step may take; as long as a dial.
 _DEADLINE = 10.0
+# Seconds; one that speaks first has spoken by then, wherever it is.
+_BRIEF = 0.25
 
 
 class Allowed(NamedTuple):
@@ -56,6 +58,8 @@ class Judge:
         patience: Seconds from a client's first byte to its name; absolute.
         steps: Asked of every flow that the policy allows.
         deadline: Seconds that each step may take.
+        brief: Seconds of silence, at most, that are enough where what the client says is not
+            needed: its denial is certain, or DNS has named it.
         served: What our own DNS has answered: names the flows that say no name themselves.
         curious: Whether clients are also listened to where their name changes nothing, for
             who wants to know it (``--learn``).
@@ -74,6 +78,7 @@ class Judge:
         patience: float,
         steps: Sequence[IDecisionStep] = (),
         deadline: float = _DEADLINE,
+        brief: float = _BRIEF,
         served: Served | None = None,
         curious: bool = False,
     ) -> None:
@@ -83,6 +88,7 @@ class Judge:
         self.patience = patience
         self.steps = steps
         self.deadline = deadline
+        self.brief = brief
         self.served = served
         self.curious = curious
         self.open: dict[int, tuple[Flow, Relaying]] = {}

@@ -62,7 +62,9 @@ class Judging(Pending):
         if outcome is Outcome.ALLOW and judge.curious:
             self._allowed_anyway = True
         if not flow.names_known and (outcome is Outcome.NEED_MORE or self._allowed_anyway):
-            self._listen(judge.silence, judge.patience)
+            named = flow.host is not None
+            silence = min(judge.silence, judge.brief) if named else judge.silence
+            self._listen(silence, judge.patience)
             if self._peek is not None:
                 self._dial_early()
             return

@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     from sidecar.names.verifying import Addresses
     from sidecar.runtime import Runtime
 
-__all__ = ["DENIAL_SILENCE", "Denial", "Pending"]
-
-DENIAL_SILENCE = 0.25
-"""Seconds, at most, that a client whose denial is certain may stay silent. One that speaks
-first has spoken by then, and is denied in its own language."""
+__all__ = ["Denial", "Pending"]
 
 
 class Denial(NamedTuple):
@@ -206,7 +202,7 @@ class Pending(Hearing):
         flow.rule = denial.rule
         flow.hint = denial.hint
         judge = self._judge
-        self._listen(min(judge.silence, DENIAL_SILENCE), judge.patience)
+        self._listen(min(judge.silence, judge.brief), judge.patience)
 
     def _deny(self, denial: Denial) -> None:
         self._let_go()

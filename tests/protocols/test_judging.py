@@ -15,9 +15,9 @@ from sidecar.addresses import SocketAddress
 from sidecar.errors import CertificateMismatch, NameNotResolved, VerificationImpossible
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Protocol, Verdict
 from sidecar.interfaces import IFlowObserver
+from sidecar.names.served import Served
 from sidecar.names.verifying import Addresses, IVerifier
 from sidecar.policy import Default, Policy, parse_rule
-from sidecar.protocols import pending
 from sidecar.protocols.judging import Allowed, Judge, Judging
 from sidecar.runtime import Runtime
 
@@ -382,10 +382,9 @@ class TestDeniedByAddress:
         stack: ExitStack,
         runtime: Runtime,
         judge: Judge,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """One that says something else is reset at once."""
-        monkeypatch.setattr(pending, "DENIAL_SILENCE", 3600.0)
+        judge.brief = 3600.0
         scene = Scene(turning, stack, runtime, judge)
         scene.client.say(b"SSH-2.0-x\r\n")
         assert b"" == scene.client.read_to_reset()
@@ -397,10 +396,9 @@ class TestDeniedByAddress:
         stack: ExitStack,
         runtime: Runtime,
         judge: Judge,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A shorter silence that is configured holds here, too."""
-        monkeypatch.setattr(pending, "DENIAL_SILENCE", 3600.0)
+        judge.brief = 3600.0
         judge.silence = 0.01
         scene = Scene(turning, stack, runtime, judge)
         assert b"" == scene.client.read_to_reset()
@@ -466,6 +464,32 @@ class TestDecided:
         stack.enter_context(upstream)
         assert server.getsockname() == upstream.getpeername()
         assert b"220 ready\r\n" == upstream.recv(99)
+
+
+class TestNamedByDNS:
+    """Where DNS has named a flow, the client needn't."""
+
+    def test_silent(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge, verifier: Asked
+    ) -> None:
+        """One that waits for its server does so for a moment only, whatever a name's is."""
+        judge.brief = 0.01
+        judge.served = Served(turning.reactor)
+        judge.served.record(NAME, DESTINATION.host, 60)
+        scene = Scene(turning, stack, runtime, judge)
+        turning.until(lambda: verifier.questions)
+        assert [(NAME, DESTINATION)] == verifier.questions
+        verifier.answer.callback((DESTINATION,))
+        expected = Allowed(scene.connection, scene.flow, (DESTINATION,), b"", None)
+        assert [expected] == scene.allowed
+
+    def test_unnamed(self, turning: Turning, runtime: Runtime, scene: Scene, judge: Judge) -> None:
+        """One whose name nobody knows has its time to say it."""
+        assert judge.brief < judge.silence
+        assert scene.judging._timer is not None
+        left = scene.judging._timer.getTime() - turning.reactor.seconds()
+        assert left > judge.silence - 60
+        runtime.close()
 
 
 class TestCurious:
