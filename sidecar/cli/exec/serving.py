@@ -158,8 +158,9 @@ class _Session:
             observer=Observers(asking),
         )
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
-        arrivals = listeners.tcp.fileno()
+        arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
+        bridged = {} if plan.bridges is None else _bridge(runtime, plan.bridges, listeners)
         try:
             await sandbox.ended
             await drained(
@@ -170,7 +171,6 @@ class _Session:
             )
         finally:
             await dns.stop()
-        bridged = {} if plan.bridges is None else _bridge(runtime, plan.bridges, listeners)
             runtime.close()
             resolver.close()
             self._processes.close()
@@ -210,17 +210,17 @@ class _Session:
         return Off() if policy.verify is Verify.OFF else Redial(resolver)
 
 
-def _open_as_many_as_allowed() -> None:
-    """Raise our own soft limit of descriptors; the command has its own already."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
 def _bridge(runtime: Runtime, bridges: Bridges, listeners: Listeners) -> dict[int, Flow]:
     """Serve the bridges; returns their open flows."""
     from sidecar.sandbox.bridging import serve_bridges
 
     return serve_bridges(runtime, bridges, listeners)
 
+
+def _open_as_many_as_allowed() -> None:
+    """Raise our own soft limit of descriptors; the command has its own already."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _steps(names: Sequence[str]) -> Sequence[IDecisionStep]:
