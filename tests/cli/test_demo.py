@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Seconds. "A few" on a machine that has something else to do as well.
 PATIENCE = 60
+ROOT = Path(__file__).parents[2]
 BOTH = frozenset({4, 6})
 BUILD, ATTACK = scenes(BOTH)
 WITHOUT_SIDECAR = (
@@ -119,11 +120,39 @@ def assert_all_as_claimed(done: subprocess.CompletedProcess[str], user: int = 0)
         assert 1 == len(re.findall(f"^   {line}$", done.stdout, re.MULTILINE)), line
 
 
+def comparable(text: str) -> str:
+    """Without what differs: users, times, processes, and how clients speak and complain."""
+    for pattern, same in (
+        (r"^ {4}", ""),
+        (r"\A\n|(?<=\n)\n\Z", ""),
+        (r"As user \d+", "As user 0"),
+        (r"\d+\.\d+( ?)s\b", r"0.0\1s"),
+        (r"\w+(\.\d+)?\[\d+\]", "client[1]"),
+        (r"\d+(\.\d+)?k?B\b", "0B"),
+        (r"curl: \(35\).*", "curl: (35)"),
+        (r"(?<=\S) +", " "),
+    ):
+        text = re.sub(pattern, same, text, flags=re.MULTILINE)
+    return text
+
+
 class TestDemo:
     @needs_root
     def test_root(self, tmp_path: Path) -> None:
         """As root: everything is as claimed; nothing is left behind."""
         assert_all_as_claimed(play(demo(), tmp_path))
+
+    @needs_root
+    def test_readme(self, tmp_path: Path) -> None:
+        """The README shows what is seen, but for what it says that it leaves out."""
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        found = re.search(r"<!-- capture: demo -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+        assert found is not None
+        parts = re.split(r"^ +\[…\]\n", comparable(found[1]), flags=re.MULTILINE)
+        assert 3 == len(parts)
+        seen = comparable(play(demo(), tmp_path).stdout)
+        pattern = ".*\n".join(map(re.escape, parts))
+        assert re.fullmatch(pattern, seen, re.DOTALL), seen
 
     @needs_root
     def test_ordinary_user(self, tmp_path: Path) -> None:
