@@ -20,8 +20,10 @@ from sidecar.linux.processes import ProcessFinder
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
+from sidecar.observe.requests import ByConnection
 from sidecar.observe.several import Observers
 from sidecar.policy import Default
+from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.tcp import TransparentRelayFactory
 from sidecar.runtime import Runtime
@@ -130,7 +132,7 @@ class _Session:
         asking: list[IDNSObserver] = [self._view]
         if plan.learning is not None:
             gatherer = plan.learning.gatherer(served.owns, lambda: judge.policy)
-            observers.append(gatherer)
+            observers.append(ByConnection(gatherer))
             asking.append(gatherer)
         runtime = Runtime.make(
             reactor, self._observer(observers), mark=config.mark or None, limits=config.limits
@@ -157,7 +159,8 @@ class _Session:
             tcp=listeners.dns_tcp,
             observer=Observers(asking),
         )
-        factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
+        http = InterceptedHTTP(runtime, judge, resolver, config.http.limits)
+        factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge, http=http)
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
         try:
@@ -169,6 +172,7 @@ class _Session:
                 runtime,
                 lambda: [
                     *(flow for flow, _ in judge.open.values()),
+                    *http.requests,
                     *(() if bridging is None else bridging.flows.values()),
                 ],
                 arrivals,
@@ -176,6 +180,7 @@ class _Session:
         finally:
             await dns.stop()
             runtime.close()
+            http.close()
             resolver.close()
             self._processes.close()
             await self._view.stop()
