@@ -173,6 +173,12 @@ class TestDemo:
         assert_all_as_claimed(play(command, tmp_path))
 
     @needs_root
+    def test_without_ipv6(self, tmp_path: Path) -> None:
+        """Where there is no IPv6, it shows IPv4."""
+        without = str(ROOT / "tests/integration/without_ipv6.py")
+        assert_all_as_claimed(play([sys.executable, without, *demo()], tmp_path))
+
+    @needs_root
     def test_nothing_installed(self, tmp_path: Path) -> None:
         """Without curl, Python's client stands in."""
         programs = tmp_path / "bin"

@@ -94,7 +94,7 @@ class Player:
 
     def _run(self, command: Sequence[str], pause: str, show: Callable[[bytes], None]) -> Played:
         with ExitStack() as stack:
-            ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
+            ours, theirs = _outlet()
             stack.callback(os.close, ours)
             with open(theirs, "wb", closefd=True) as output:  # noqa: PTH123 - a descriptor
                 process = subprocess.Popen(  # noqa: S603 - our own
@@ -127,13 +127,19 @@ class Player:
         return Played(status, text, tuple(map(int, statuses)))
 
 
-def _terminal() -> tuple[int, int]:
-    """A terminal like ours, but for the indentation.
+def _outlet() -> tuple[int, int]:
+    """A terminal if we have one, like it but for the indentation; else a pipe.
 
     Returns:
-        The end that shows, the end that is written to.
+        The end that is read from, the end that is written to.
     """
-    ours, theirs = pty.openpty()
+    if not sys.stdout.isatty():
+        return os.pipe()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError:
+        # There are no others here (no devpts).
+        return os.pipe()
     settings = termios.tcgetattr(theirs)
     # Lines end as they were written.
     settings[1] &= ~termios.OPOST
