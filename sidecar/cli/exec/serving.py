@@ -48,6 +48,7 @@ __all__ = ["serve"]
 
 _OWN_FAILURE = 125
 _DENIED = 77
+_BY_SIGNAL = 128
 # Seconds in which a client on this very machine begins to speak, if it does at all: the
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
@@ -176,8 +177,10 @@ class _Session:
                     *(() if bridging is None else bridging.flows.values()),
                 ],
                 arrivals,
+                lambda: sandbox.interrupted is not None,
             )
         finally:
+            sandbox.let_go_of_signals()
             await dns.stop()
             runtime.close()
             http.close()
@@ -202,6 +205,10 @@ class _Session:
                 self._say(each)
             if sandbox.outlived:
                 self._say("processes that outlived the command were ended")
+        if sandbox.left:
+            self._say("processes that outlived the command could not be ended")
+        if sandbox.interrupted is not None:
+            return _BY_SIGNAL + sandbox.interrupted
         if sandbox.status is None:
             self._say("the sandbox was killed")
             return _OWN_FAILURE
