@@ -24,7 +24,7 @@ run() {
     printf '$ %s\\n' "$*${NOTE:+  # $NOTE}"
     "$@"
     echo "$?" >> "$STATUSES"
-    sleep "$PAUSE" 2> /dev/null
+    read -r _ < go
 }
 """
 
