@@ -57,6 +57,27 @@ class TestImports:
         assert "httptools" in found
         assert set() == found & {"twisted.cred.checkers", "sidecar.protocols.http.auth", "OpenSSL"}
 
+    def test_no_cookies(self) -> None:
+        """Nor does it come with what it only names for others: urllib, http.client, email."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "import sidecar.cli.exec.serving\n"
+        )
+        assert set() == found & {"http.cookiejar", "urllib.request", "http.client", "email.parser"}
+
+    def test_cookies_afterwards(self) -> None:
+        """Who uses them has them."""
+        modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "from twisted.python.compat import cookielib\n"
+            "assert cookielib.CookieJar().clear() is None\n"
+            "import http.cookiejar\n"
+            "assert cookielib.CookieJar is http.cookiejar.CookieJar\n"
+            "import twisted.web.client\n"
+        )
+
     def test_tls_afterwards(self) -> None:
         """PyOpenSSL was hidden for that moment only."""
         found = modules_after(
