@@ -153,6 +153,8 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         upstream: The address dialled; None if none was.
         sent, received: Bytes from client to server, and back; known at the end.
         counts: Tells both while the flow is being relayed; None before and after.
+        head_sent: Bytes of an HTTP request's head, which isn't its content, but may carry data
+            all the same; 0 where nobody wants to know.
         end: How it ended; None while it lives.
         seconds: How long it lived; 0.0 while it does.
         method: An HTTP request's, as sent; None where no request was read.
@@ -187,6 +189,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     sent: int = 0
     received: int = 0
     counts: Callable[[], tuple[int, int]] | None = None
+    head_sent: int = 0
     end: FlowEnd | None = None
     seconds: float = 0.0
     method: bytes | None = None
