@@ -194,7 +194,9 @@ class _Init:
             os._exit(FAILED)
         word, body = message
         if word is Word.GO:
-            os.write(self._go, b"!")
+            # It may have been killed, by a signal that was passed on.
+            with suppress(BrokenPipeError):
+                os.write(self._go, b"!")
             os.close(self._go)
         elif word is Word.SOCKET:
             answer_with_socket(self._channel, body)
