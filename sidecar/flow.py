@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sidecar.endings import FlowEnd
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -79,25 +81,6 @@ class Verdict(Enum):
 
     ALLOW = "allow"
     DENY = "deny"
-
-
-class FlowEnd(Enum):
-    """How a flow ended; exactly one each."""
-
-    CLOSED = "closed"
-    DENIED = "denied"
-    CLIENT_RESET = "client_reset"
-    SERVER_RESET = "server_reset"
-    CONNECTION_REFUSED = "connection_refused"
-    CONNECTION_TIMEOUT = "connection_timeout"
-    DESTINATION_UNROUTABLE = "destination_unroutable"
-    DNS_ERROR = "dns_error"
-    DNS_TIMEOUT = "dns_timeout"
-    PROXY_LOOP_DETECTED = "proxy_loop_detected"
-    IDLE_TIMEOUT = "idle_timeout"
-    HTTP_REQUEST_ERROR = "http_request_error"
-    PROTOCOL_ERROR = "protocol_error"
-    SHUTDOWN = "shutdown"
 
 
 class Process(msgspec.Struct, frozen=True, gc=False):
