@@ -42,7 +42,7 @@ DENIED = "9.9.9.9"
 
 _OURS = "sidecar exec"
 _TIMEOUT_SECONDS = 20.0
-_DENIALS = 20
+_DENIALS = 8
 # A start is short, and differs most from one to the next.
 _STARTS = 3
 _IN_FLIGHT = 32
