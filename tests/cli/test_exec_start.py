@@ -29,6 +29,8 @@ class TestImports:
         heavy = {"twisted", "zope.interface", "asyncio", "msgspec", "ssl", "tomllib"}
         assert set() == found & heavy
         assert not {name for name in found if name.startswith(("sidecar.policy", "sidecar.config"))}
+        # Nor what only some options need.
+        assert "sidecar.sandbox.bridges" not in found
 
     def test_no_tls(self) -> None:
         """The reactor comes without TLS where nobody speaks it."""
