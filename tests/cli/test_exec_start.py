@@ -26,7 +26,7 @@ class TestImports:
     def test_light(self, module: str) -> None:
         """Before the fork, and in the set-up process, there is no Twisted and little else."""
         found = modules_after(f"import sidecar.cli, {module}")
-        heavy = {"twisted", "zope.interface", "asyncio", "msgspec", "ssl", "tomllib"}
+        heavy = {"twisted", "zope.interface", "asyncio", "dataclasses", "msgspec", "ssl", "tomllib"}
         assert set() == found & heavy
         assert not {name for name in found if name.startswith(("sidecar.policy", "sidecar.config"))}
         # Nor what only some options need.

@@ -11,7 +11,7 @@ from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from sidecar.errors import RulesError
-from sidecar.linux import OWN_MARK
+from sidecar.linux import OWN_MARK, TPROXY_MARK
 
 __all__ = [
     "INBOUND_PORT",
@@ -34,9 +34,6 @@ TABLE = "sidecar"
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
-
-TPROXY_MARK = 0x53A
-"""Mark of packets (and connections) on their way into the TPROXY listener."""
 
 TPROXY_REVERSED_MARK = 0x53B
 """Mark of connections that conntrack knows the wrong way round: it had forgotten them
