@@ -11,10 +11,11 @@ from twisted.internet import reactor as installed_reactor
 from twisted.logger import Logger
 
 from sidecar.cli.exec.reporting import report_errors
+from sidecar.cli.exec.sealing import Kept, seal
 from sidecar.cli.viewing import make_view
 from sidecar.config import Verify
 from sidecar.dns.service import start_dns
-from sidecar.errors import SummaryError
+from sidecar.errors import SidecarError, SummaryError
 from sidecar.flow import ListenerKind
 from sidecar.linux.processes import ProcessFinder
 from sidecar.names.resolving import SystemResolver
@@ -51,13 +52,23 @@ _DENIED = 77
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
 _BRIEF = 0.08
+# What is imported later, if at all: tables, and what reads HTTP.
+_LATE = (
+    "colorsys",
+    "fractions",
+    "httptools.parser.parser",
+    "rich",
+    "sidecar.observe.tables",
+    "sidecar.protocols.http",
+    "sidecar.wire.http1",
+)
 
 
 def serve(started: Started, plan: Plan) -> int:
     """Serve the sandbox until it is over.
 
     Args:
-        started: Let go.
+        started: Waiting to be let go, which is done once all is served.
         plan: What to do.
 
     Returns:
@@ -106,7 +117,10 @@ class _Session:
 
     def _failed(self, failure: Failure) -> None:
         # The end of this process is the end of everybody inside.
-        self._log.failure("bug; the command is ended", failure)
+        if failure.check(SidecarError):
+            self._say(str(failure.value))
+        else:
+            self._log.failure("bug; the command is ended", failure)
         self.status = _OWN_FAILURE
 
     def sum_up(self) -> None:
@@ -161,6 +175,8 @@ class _Session:
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
         bridged = {} if plan.bridges is None else _bridge(runtime, plan.bridges, listeners)
+        seal(_kept())
+        self._started.go()
         try:
             await sandbox.ended
             await drained(
@@ -215,6 +231,14 @@ def _bridge(runtime: Runtime, bridges: Bridges, listeners: Listeners) -> dict[in
     from sidecar.sandbox.bridging import serve_bridges
 
     return serve_bridges(runtime, bridges, listeners)
+
+
+def _kept() -> Kept:
+    """What most runs are spared: a tenth of a second."""
+    kept = Kept()
+    for name in _LATE:
+        kept.keep(name)
+    return kept
 
 
 def _open_as_many_as_allowed() -> None:
