@@ -132,6 +132,29 @@ class Dialer:
         except OSError as error:
             done(_dial_error(address, error), address)
             return None
+        return self._connect(sock, address, done)
+
+    def dial_with(self, sock: socket.socket, address: SocketAddress, done: DialDone) -> Dial | None:
+        """Connect a socket of another network namespace, where no way leads back to us.
+
+        Args:
+            sock: TCP, non-blocking, neither bound nor connected; ours from here on.
+            address: Where to, there; of the socket's family.
+            done: As for `dial`.
+
+        Returns:
+            The dial that is under way; None if `done` was called.
+        """
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock, self._keepalive)
+        except OSError as error:
+            sock.close()
+            done(_dial_error(address, error), address)
+            return None
+        return self._connect(sock, address, done)
+
+    def _connect(self, sock: socket.socket, address: SocketAddress, done: DialDone) -> Dial | None:
         error_number = sock.connect_ex((address.host, address.port))
         if error_number == errno.EINPROGRESS:
             # Over loopback the handshake is over by now; asking is a system call,

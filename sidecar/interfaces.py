@@ -15,13 +15,17 @@ from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from twisted.internet.defer import Deferred
 
+    from sidecar.addresses import SocketAddress
+    from sidecar.errors import DialError
     from sidecar.flow import Flow
     from sidecar.lookups import Lookup
 
 __all__ = [
+    "ICancellable",
     "IDNSObserver",
     "IDecisionStep",
     "IFlowObserver",
@@ -31,6 +35,7 @@ __all__ = [
     "IPeekedProtocol",
     "IRelayReactor",
     "ISocketFactory",
+    "IUpstream",
 ]
 
 
@@ -115,6 +120,31 @@ class IPeekedProtocol(Interface):
         Args:
             flow: protocol, host, host_from, alpn, ja4, ech and problem are final.
         """
+
+
+class IUpstream(Interface):
+    """An upstream that knows by itself how it is reached."""
+
+    def reach(
+        done: Callable[[socket.socket | DialError, SocketAddress | None], None],
+    ) -> ICancellable | None:
+        """Connect to it.
+
+        Args:
+            done: To be called once: with a connected, non-blocking socket, which is the
+                callee's from then on, or with what went wrong; and with the address that
+                was dialled, if any was.
+
+        Returns:
+            What can be cancelled, whereupon `done` is not called; None if it has been.
+        """
+
+
+class ICancellable(Interface):
+    """Something that is under way."""
+
+    def cancel() -> None:
+        """Give up."""
 
 
 class IDecisionStep(Interface):

@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress, parse_host, parse_ip, parse_port
 from sidecar.errors import AddressError
+from sidecar.interfaces import IUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ class HostPort(msgspec.Struct, frozen=True):
         return f"{self.host}:{self.port}"
 
 
-Upstream = SocketAddress | HostPort | IStreamClientEndpoint
+Upstream = SocketAddress | HostPort | IUpstream | IStreamClientEndpoint
 
 
 def parse_upstream(reactor: object, description: str) -> Upstream:

@@ -16,6 +16,7 @@ from sidecar.errors import (
     DialError,
     NameNotResolved,
 )
+from sidecar.interfaces import ICancellable, IUpstream
 from sidecar.protocols.attempts import Attempts
 from sidecar.relay import RelayProtocol, Side
 from sidecar.upstreams import HostPort, Upstream, resolve
@@ -85,17 +86,21 @@ class Connecting:
     def __init__(
         self,
         runtime: Runtime,
-        upstream: HostPort | IStreamClientEndpoint,
+        upstream: HostPort | IUpstream | IStreamClientEndpoint,
         source: Source | None,
         done: Done,
     ) -> None:
         self._runtime = runtime
         self._source = source
         self._done = done
-        self._attempt: Dial | Attempts | Connecting | Deferred[IProtocol] | None = None
+        self._attempt: Dial | Attempts | Connecting | ICancellable | Deferred[IProtocol] | None = (
+            None
+        )
         self.pending = True
         if isinstance(upstream, HostPort):
             self._resolve(upstream)
+        elif IUpstream.providedBy(upstream):
+            self._attempt = upstream.reach(self._finish)
         else:
             connecting = upstream.connect(_Upstream(self._endpoint_connected))
             self._attempt = connecting

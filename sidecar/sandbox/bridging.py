@@ -12,10 +12,13 @@ from twisted.internet.protocol import Factory
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
+from sidecar.endpoints.ports import prepare
 from sidecar.flow import DestinationSource, ListenerKind
 from sidecar.interfaces import ISocketFactory
+from sidecar.listening import FlowPort
 from sidecar.protocols.relaying import Relaying
 from sidecar.sandbox.addresses import LOOPBACK
+from sidecar.sandbox.reaching import InsideUpstream
 from sidecar.sandbox.serving import serve_inside
 
 if TYPE_CHECKING:
@@ -27,32 +30,53 @@ if TYPE_CHECKING:
     from sidecar.runtime import Runtime
     from sidecar.sandbox.bridges import Bridge, Bridges
     from sidecar.sandbox.handover import Listeners
+    from sidecar.sandbox.sockets import SocketsInside
     from sidecar.upstreams import Upstream
 
-__all__ = ["serve_bridges"]
+__all__ = ["Bridging"]
 
 _REASON = "rule"
 
 
-def serve_bridges(runtime: Runtime, bridges: Bridges, listeners: Listeners) -> dict[int, Flow]:
-    """Serve all bridges of a run.
+class Bridging:
+    """All bridges of a run, served.
 
     Args:
         runtime: Shared with the other listeners.
-        bridges: Which.
+        bridges: Which; listened on where that is on the host.
         listeners: Of the sandbox; those for bridges are ours from here on.
+        sockets: Makes others there.
 
-    Returns:
-        The flows that are open, by their serial numbers; changes as they come and go.
+    Attributes:
+        flows: Those that are open, by their serial numbers.
+        sockets: As given; to be told what comes of the channel.
     """
-    flows: dict[int, Flow] = {}
-    by_port = {each.port: each for each in bridges.host_ports}
-    for sock in listeners.host_ports:
-        bridge = by_port[sock.getsockname()[1]]
-        upstream = tuple(SocketAddress(host, bridge.target) for host in LOOPBACK)
-        factory = _BridgeFactory(runtime, bridge, ListenerKind.HOST_PORT, upstream, flows)
-        serve_inside(runtime, sock, factory, intercepted=False)
-    return flows
+
+    def __init__(
+        self, runtime: Runtime, bridges: Bridges, listeners: Listeners, sockets: SocketsInside
+    ) -> None:
+        self.flows: dict[int, Flow] = {}
+        self.sockets = sockets
+        self._published: list[FlowPort] = []
+        by_port = {each.port: each for each in bridges.host_ports}
+        for sock in listeners.host_ports:
+            bridge = by_port[sock.getsockname()[1]]
+            upstream = tuple(SocketAddress(host, bridge.target) for host in LOOPBACK)
+            factory = _BridgeFactory(runtime, bridge, ListenerKind.HOST_PORT, upstream, self.flows)
+            serve_inside(runtime, sock, factory, intercepted=False)
+        for bridge, sock in bridges.listeners:
+            inside = InsideUpstream(runtime, sockets, bridge.target)
+            factory = _BridgeFactory(runtime, bridge, ListenerKind.PUBLISH, inside, self.flows)
+            prepare(sock, runtime)
+            # With no finder: who connects is no process inside.
+            port = FlowPort(runtime, sock, factory, None)
+            port.startListening()
+            self._published.append(port)
+
+    def unpublish(self) -> None:
+        """There is nobody inside any more: listen no longer on the host."""
+        for port in self._published:
+            port.stopListening()
 
 
 @implementer(ISocketFactory)

@@ -11,8 +11,10 @@ what it is::
               T signal        the command was stopped
               C               and goes on
               K count         so many processes outlived the command and were ended
+              N serial error  a socket, as SCM_RIGHTS, or why there is none
     from P    G               run the command
               S signal        pass a signal on to the command
+              N serial family make a TCP socket; answered in the order of asking
 
 The end of the stream says that the other side is gone, and with it whatever it kept.
 """
@@ -29,6 +31,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from sidecar.errors import NamespaceError
+from sidecar.linux.sockopt import TCP_CLOSE, tcp_state
 from sidecar.sandbox.addresses import LOOPBACK
 
 if TYPE_CHECKING:
@@ -39,9 +42,13 @@ __all__ = [
     "Listeners",
     "Message",
     "Word",
+    "answer_with_socket",
+    "ask_for_socket",
     "failure",
     "receive_listeners",
     "send_listeners",
+    "serial_of",
+    "take_socket",
 ]
 
 # asm-generic/socket.h
@@ -49,6 +56,9 @@ _SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71
 # struct ucred
 _CREDENTIALS = struct.Struct("=iII")
+# A socket that is asked for: serial number, family; and the answer: serial number, errno.
+_REQUEST = struct.Struct("=II")
+_REPLY = struct.Struct("=Ii")
 _U64 = struct.Struct("=Q")
 _MESSAGE_OCTETS = 65536
 # One more than there ever are, but for bridges, so that too many are seen for what they are.
@@ -67,6 +77,7 @@ class Word(Enum):
     STOPPED = b"T"
     CONTINUED = b"C"
     ENDED_OTHERS = b"K"
+    SOCKET = b"N"
     GO = b"G"
     SIGNAL = b"S"
 
@@ -254,6 +265,77 @@ def receive_listeners(channel: Channel, sender: int, host_ports: Sequence[int] =
     return listeners
 
 
+def ask_for_socket(channel: Channel, serial: int, family: socket.AddressFamily) -> None:
+    """Ask pid 1 for a TCP socket.
+
+    Raises:
+        OSError: It can't be told.
+    """
+    channel.sock.send(Word.SOCKET.value + _REQUEST.pack(serial, family))
+
+
+def answer_with_socket(channel: Channel, request: bytes) -> None:
+    """Be pid 1 that is asked: make the socket and hand it over."""
+    serial, family = _REQUEST.unpack(request)
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))
+            channel.sock.sendmsg([Word.SOCKET.value + _REPLY.pack(serial, 0)], [rights])
+    except OSError as error:
+        channel.tell(Word.SOCKET, _REPLY.pack(serial, error.errno or errno.EIO))
+
+
+def take_socket(
+    message: Message, sender: int, family: socket.AddressFamily, like: socket.socket
+) -> socket.socket:
+    """Take over the socket that was asked for, if it is what it should be.
+
+    Args:
+        message: A `Word.SOCKET`, as pid 1 answers.
+        sender: The process id that must have sent it.
+        family: That was asked for.
+        like: A socket of the namespace in which it must be.
+
+    Returns:
+        Not connected; closed on exec, non-blocking.
+
+    Raises:
+        NamespaceError: It is something else. No descriptor of the message stays open.
+        OSError: The sender says why there is none.
+    """
+    with ExitStack() as stack:
+        for descriptor in message.descriptors:
+            stack.callback(os.close, descriptor)
+        if message.sender != sender:
+            raise _strange(f"process {message.sender} handed one over, not {sender}")
+        if len(message.body) != _REPLY.size:
+            raise _strange("an answer is none")
+        _, number = _REPLY.unpack(message.body)
+        if number and not message.descriptors:
+            raise OSError(number, os.strerror(number))
+        if message.cut_short or len(message.descriptors) != 1:
+            raise _strange(f"one was asked for, {len(message.descriptors)} came")
+        sock = _socket("outgoing", message.descriptors[0])
+        try:
+            if sock.family != family or _namespace_of(sock) != _namespace_of(like):
+                raise _strange("outgoing is of another kind or place")
+            if tcp_state(sock) != TCP_CLOSE or sock.getsockname()[1]:
+                raise _strange("outgoing is in use already")
+        except NamespaceError:
+            sock.detach()
+            raise
+        stack.pop_all()
+    return sock
+
+
+def serial_of(message: Message) -> int:
+    """Which question a `Word.SOCKET` answers; -1 if it is malformed."""
+    if len(message.body) != _REPLY.size:
+        return -1
+    serial: int = _REPLY.unpack(message.body)[0]
+    return serial
+
+
 def failure(body: bytes) -> NamespaceError:
     """What an `Word.ERROR` says."""
     cause, _, cure = body.decode(errors="replace").partition("\0")
@@ -272,6 +354,7 @@ _EXPECTED = {
     "dns_udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP, False),
     "diag": (socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG, False),
     "host_port": (socket.SOCK_STREAM, socket.IPPROTO_TCP, True),
+    "outgoing": (socket.SOCK_STREAM, socket.IPPROTO_TCP, False),
 }
 
 

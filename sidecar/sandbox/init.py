@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sidecar.errors import NamespaceError
 from sidecar.linux.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from sidecar.sandbox.command import FAILED, become
-from sidecar.sandbox.handover import Word
+from sidecar.sandbox.handover import Word, answer_with_socket
 from sidecar.sandbox.mounts import (
     mount_proc,
     protect_kernel_settings,
@@ -190,6 +190,8 @@ class _Init:
         if word is Word.GO:
             os.write(self._go, b"!")
             os.close(self._go)
+        elif word is Word.SOCKET:
+            answer_with_socket(self._channel, body)
         elif word is Word.SIGNAL and self._child > 0:
             self._reap()
             # Who continues a group has continued the command with it.

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from sidecar.errors import NamespaceError
 from sidecar.linux.syscalls import signal_descriptor
 from sidecar.sandbox.handover import Word
 from sidecar.sandbox.starting import HELD_SIGNALS
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorFDSet
     from twisted.python.failure import Failure
 
+    from sidecar.sandbox.handover import Message
+    from sidecar.sandbox.sockets import SocketsInside
     from sidecar.sandbox.starting import Started
 
 __all__ = ["Sandbox", "exit_status"]
@@ -47,6 +50,7 @@ class Sandbox:
     Args:
         reactor: Where it belongs.
         started: Let go, or about to be; ours from here on.
+        sockets: Told of the sockets that come; None where none are asked for.
 
     Attributes:
         status: What the command ended with, as `exit_status` has it; None while it
@@ -57,8 +61,11 @@ class Sandbox:
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorFDSet, started: Started) -> None:
+    def __init__(
+        self, reactor: IReactorFDSet, started: Started, sockets: SocketsInside | None = None
+    ) -> None:
         self._reactor = reactor
+        self._sockets = sockets
         self._channel = started.channel
         self._pid = started.pid
         self.status: int | None = None
@@ -77,27 +84,38 @@ class Sandbox:
         stopped_by: int | None = None
         while True:
             try:
-                message = self._channel.hear()
+                message = self._channel.hear_from()
             except BlockingIOError:
                 break
-            if message is None:
+            except NamespaceError:
+                # The other side is gone.
                 self._over()
                 return
-            word, body = message
-            if word is Word.EXITED:
-                self.status = exit_status(_STATUS.unpack(body)[0])
-            elif word is Word.STOPPED:
-                stopped_by = body[0]
-            elif word is Word.CONTINUED:
+            if message.word is Word.STOPPED:
+                stopped_by = message.body[0]
+            elif message.word is Word.CONTINUED:
                 # Before we came to hear of it.
                 stopped_by = None
-            elif word is Word.ENDED_OTHERS:
-                self.outlived = True
-            elif word is Word.ERROR:
-                self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
+            else:
+                self._told(message)
         if stopped_by is not None:
             _stop(signal.Signals(stopped_by))
             self._channel.tell(Word.SIGNAL, bytes([signal.SIGCONT]))
+
+    def _told(self, message: Message) -> None:
+        word, body = message.word, message.body
+        if word is Word.SOCKET and self._sockets is not None:
+            self._sockets.answered(message)
+            return
+        for descriptor in message.descriptors:
+            # Nobody has asked for it.
+            os.close(descriptor)
+        if word is Word.EXITED:
+            self.status = exit_status(_STATUS.unpack(body)[0])
+        elif word is Word.ENDED_OTHERS:
+            self.outlived = True
+        elif word is Word.ERROR:
+            self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
 
     def _signalled(self) -> None:
         try:
@@ -115,6 +133,8 @@ class Sandbox:
             self._reactor.removeReader(reader)
         os.close(self._signals)
         self._channel.close()
+        if self._sockets is not None:
+            self._sockets.close()
         # It ends with the sandbox, or has.
         os.waitpid(self._pid, 0)
         self.ended.callback(None)

@@ -2,53 +2,79 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from askers import query
 from identities import as_nobody, in_user_namespace, needs_root, without_capabilities
 from support import wait_for
+from twisted.names import dns
 
-from sidecar.addresses import SocketAddress
-from sidecar.cli.demo import MODES, proxy
-from sidecar.cli.demo.checks import Happened, faults
-from sidecar.cli.demo.origins import Visit
-from sidecar.cli.demo.proxy import LogLine, Proxy, ProxyError
-from sidecar.cli.demo.scenes import Meets, Scene, origins, scenes
+from sidecar.cli.demo.checks import Happened, faults, faults_without
+from sidecar.cli.demo.names import answer_to, name_in
+from sidecar.cli.demo.origins import Event
+from sidecar.cli.demo.playing import Played
+from sidecar.cli.demo.scenes import hosts, scenes
 
-# Seconds. "Well under ten" on a machine that has something else to do as well.
+if TYPE_CHECKING:
+    from sidecar.cli.demo.scenes import Scene
+
+# Seconds. "A few" on a machine that has something else to do as well.
 PATIENCE = 60
 BOTH = frozenset({4, 6})
-PLAYED = len(scenes(BOTH))
+BUILD, ATTACK = scenes(BOTH)
+WITHOUT_SIDECAR = (
+    "from sidecar.cli.demo.playing import Player as P; "
+    "P.play = lambda self, scene, _: P.play_without(self, scene)"
+)
+_CHUNK_OCTETS = 65536
+
+
+def python(program: str, *arguments: str) -> list[str]:
+    """Python text, with the modules that this process has."""
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *arguments]
 
 
 def demo(*arguments: str) -> list[str]:
-    """The command, with the modules that this process has."""
-    program = (
-        f"import sys; sys.path[:] = {sys.path!r}; from sidecar.cli import main; sys.exit(main())"
-    )
-    return [sys.executable, "-c", program, "demo", *arguments]
+    """The command."""
+    return python("from sidecar.cli import main; sys.exit(main())", "demo", *arguments)
 
 
 class Marked:
-    """An environment by which all that a command starts can be found again."""
+    """An environment by which all that a command starts can be found again.
 
-    def __init__(self) -> None:
+    Args:
+        directory: Empty; where temporary files are made.
+    """
+
+    def __init__(self, directory: Path) -> None:
         self._mark = uuid.uuid4().hex
-        self.environment = {**os.environ, "SIDECAR_TEST": self._mark}
+        self._files = directory / "tmp"
+        self._files.mkdir()
+        self._files.chmod(0o777)
+        self.environment = {
+            **os.environ,
+            "SIDECAR_TEST": self._mark,
+            "TMPDIR": str(self._files),
+            "TERM": "xterm",
+        }
+        self.environment.pop("COLUMNS", None)
 
-    def alive(self) -> list[int]:
-        """The processes that have it."""
-        found = []
+    def left(self) -> list[object]:
+        """Processes and files that are there."""
+        found: list[object] = list(self._files.iterdir())
         for directory in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if self._mark in (directory / "environ").read_text(errors="replace"):
@@ -58,7 +84,7 @@ class Marked:
 
 def play(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a demo to its end, and see that nothing of it is left."""
-    marked = Marked()
+    marked = Marked(cwd)
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -68,39 +94,43 @@ def play(command: list[str], cwd: Path, **environment: str) -> subprocess.Comple
         text=True,
         timeout=PATIENCE,
     )
-    assert [] == marked.alive()
+    assert [] == marked.left()
     return done
 
 
-def assert_all_as_claimed(done: subprocess.CompletedProcess[str]) -> None:
+def assert_all_as_claimed(done: subprocess.CompletedProcess[str], user: int = 0) -> None:
     """It succeeded, and says so."""
     assert "" == done.stderr
     assert 0 == done.returncode, done.stdout
-    assert f"\nAll {PLAYED} as claimed, in " in done.stdout
-    assert PLAYED == done.stdout.count("\n   checked ")
+    assert done.stdout.startswith(f"As user {user}, ")
+    assert "\nAll as claimed, in " in done.stdout
+    assert 2 == done.stdout.count("\n   checked: ")
     assert "WRONG" not in done.stdout
-    (raw,) = re.findall(r"^   raw     (.*)$", done.stdout, re.MULTILINE)
-    assert "198.51.100.10:80" == json.loads(raw)["destination"]
+    # A screen.
+    assert len(done.stdout.splitlines()) < 40
+    for line in (
+        r"sidecar allow index\.example:80 +tcp +↑\d+B +↓\d+B  \d\.\d\ds  \S+\[\d+\]",
+        r"sidecar deny  169\.254\.169\.254:80 .* --allow 169\.254\.169\.254:80 .*",
+        r"sidecar 3 connections to 3 destinations, 1 denied, .*",
+        r"sidecar allow registry\.example:443 .*",
+        r"sidecar deny  thief\.example:443 .* --allow thief\.example:443 .*",
+        r"sidecar deny  mzxw6ytboi\.thief\.example dns .*",
+    ):
+        assert 1 == len(re.findall(f"^   {line}$", done.stdout, re.MULTILINE)), line
 
 
 class TestDemo:
     @needs_root
-    @pytest.mark.parametrize("mode", MODES)
-    def test_root(self, mode: str, tmp_path: Path) -> None:
-        """As root, in either mode: everything is as claimed; no file is left behind."""
-        done = play(demo("--mode", mode), tmp_path, TMPDIR=str(tmp_path), HOME=str(tmp_path))
-        assert_all_as_claimed(done)
-        assert f"(told by {mode})" in done.stdout
-        assert "a network namespace of root's" in done.stdout
-        assert [] == list(tmp_path.iterdir())
+    def test_root(self, tmp_path: Path) -> None:
+        """As root: everything is as claimed; nothing is left behind."""
+        assert_all_as_claimed(play(demo(), tmp_path))
 
     @needs_root
-    @pytest.mark.parametrize("mode", MODES)
-    def test_ordinary_user(self, mode: str, tmp_path: Path) -> None:
+    def test_ordinary_user(self, tmp_path: Path) -> None:
         """As any user who may make user namespaces."""
-        done = play(as_nobody(demo("--mode", mode), tmp_path), tmp_path)
-        assert_all_as_claimed(done)
-        assert "in a user namespace of user 65534's" in done.stdout
+        stash = tmp_path / "stash"
+        stash.mkdir()
+        assert_all_as_claimed(play(as_nobody(demo(), stash), tmp_path), 65534)
 
     @needs_root
     def test_root_in_a_container(self, tmp_path: Path) -> None:
@@ -108,40 +138,88 @@ class TestDemo:
         assert_all_as_claimed(play(without_capabilities(demo()), tmp_path))
 
     @needs_root
-    def test_default_mode(self, tmp_path: Path) -> None:
-        """Without curl and wget, Python's clients stand in; without --mode, it is tproxy."""
-        done = play(demo(), tmp_path, PATH=str(tmp_path))
+    def test_without_a_pid_namespace(self, tmp_path: Path) -> None:
+        """Where some namespaces are not to be had, as in some containers."""
+        command = in_user_namespace({"max_pid_namespaces": "0"}, demo())
+        assert_all_as_claimed(play(command, tmp_path))
+
+    @needs_root
+    def test_nothing_installed(self, tmp_path: Path) -> None:
+        """Without curl, Python's client stands in."""
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        for name in ("sh", "sleep"):
+            found = shutil.which(name)
+            assert found is not None
+            (programs / name).symlink_to(found)
+        done = play(demo(), tmp_path, PATH=str(programs))
         assert_all_as_claimed(done)
-        assert "(told by tproxy)" in done.stdout
-        assert not re.search(r"\$ (curl|wget)", done.stdout)
+        assert "$ curl" not in done.stdout
 
     @needs_root
     def test_misleading_environment(self, tmp_path: Path) -> None:
         """Proxies and settings of the user's own don't lead clients elsewhere."""
         (tmp_path / ".curlrc").write_text("proxy = http://192.0.2.99:3128\n")
-        (tmp_path / ".wgetrc").write_text("http_proxy = http://192.0.2.99:3128\n")
-        elsewhere = {"http_proxy": "http://192.0.2.99:3128", "HTTP_PROXY": "http://192.0.2.99:3128"}
+        elsewhere = {
+            "http_proxy": "http://192.0.2.99:3128",
+            "HTTPS_PROXY": "http://192.0.2.99:3128",
+        }
         assert_all_as_claimed(play(demo(), tmp_path, HOME=str(tmp_path), **elsewhere))
+
+    @needs_root
+    @pytest.mark.parametrize(
+        ("environment", "colored"),
+        [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+    )
+    def test_terminal(self, environment: dict[str, str], colored: bool, tmp_path: Path) -> None:
+        """In a terminal it looks as in a terminal, and as its user wants it."""
+        marked = Marked(tmp_path)
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            demo(),
+            cwd=tmp_path,
+            env={**marked.environment, **environment},
+            stdout=theirs,
+            stderr=theirs,
+        ) as process:
+            os.close(theirs)
+            shown = b""
+            # EIO: nobody has the terminal open any more.
+            with suppress(OSError):
+                while chunk := os.read(ours, _CHUNK_OCTETS):
+                    shown += chunk
+            assert 0 == process.wait(PATIENCE), shown.decode()
+        os.close(ours)
+        assert b"All as claimed" in shown
+        assert colored == (b"\x1b[" in shown)
+        assert [] == marked.left()
 
     @needs_root
     @pytest.mark.parametrize(
         ("sabotage", "fault"),
         [
-            ("import sidecar.linux.netfilter.lifecycle as it; it.apply = print", "no line of it"),
-            ("import sidecar.cli.demo.proxy as it; it.Proxy.holds = print", "no socket of the"),
+            (WITHOUT_SIDECAR, "https on 6.6.6.6:443 was reached"),
+            (
+                "import sidecar.linux.processes as it; it.belongs_to = lambda *_: False",
+                "reached by another than sidecar",
+            ),
+            (
+                "import sidecar.cli.demo.origins as it; it.Servers._name = lambda *_: None",
+                "without sidecar, the name server did not hear",
+            ),
         ],
     )
     def test_not_as_claimed(self, sabotage: str, fault: str, tmp_path: Path) -> None:
-        """Where interception doesn't work, it says what is wrong, and status 1."""
+        """Where something doesn't work, it says what, and status 1."""
+        (tmp_path / "files").mkdir()
         inside = "from sidecar.cli.demo.inside import main; import os"
-        program = (
-            f"import sys; sys.path[:] = {sys.path!r}; {sabotage}; {inside}; "
-            "sys.argv[1:] = ['tproxy', str(os.getppid())]; sys.exit(main())"
-        )
-        done = play([sys.executable, "-c", program], tmp_path)
+        arguments = f"sys.argv[1:] = [{str(tmp_path / 'files')!r}, str(os.getppid())]"
+        done = play(python(f"{sabotage}; {inside}; {arguments}; sys.exit(main())"), tmp_path)
         assert 1 == done.returncode
-        assert re.search(rf"^   WRONG   .*{fault}", done.stdout, re.MULTILINE)
-        assert re.search(r"^\d of 8 not as claimed", done.stdout, re.MULTILINE)
+        wrong = " ".join(done.stdout.split())
+        assert re.search(rf" WRONG: .*{re.escape(fault)}", wrong), done.stdout
+        assert re.search(r"^\d of 2 not as claimed", done.stdout, re.MULTILINE)
+        assert "All as claimed" not in done.stdout
 
     @needs_root
     def test_refused(self, tmp_path: Path) -> None:
@@ -154,10 +232,20 @@ class TestDemo:
         assert line.startswith("sidecar demo: user.max_user_namespaces is 0")
         assert line.endswith("sysctl -w user.max_user_namespaces=15000")
 
+    def test_no_place(self, tmp_path: Path) -> None:
+        """Where no file can be made: one line as well."""
+        no_place = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/nonexistent']"
+        done = play(
+            python(f"{no_place}; from sidecar.cli import main; sys.exit(main())", "demo"), tmp_path
+        )
+        assert 1 == done.returncode
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("sidecar demo: a temporary directory can't be made")
+
     @needs_root
     def test_reader_leaves(self, tmp_path: Path) -> None:
         """When nobody reads on, it ends, and says nothing more."""
-        marked = Marked()
+        marked = Marked(tmp_path)
         with subprocess.Popen(
             demo(),
             cwd=tmp_path,
@@ -172,161 +260,178 @@ class TestDemo:
             process.stdout.close()
             assert "" == process.stderr.read()
             assert 1 == process.wait(PATIENCE)
-        assert [] == marked.alive()
+        assert [] == marked.left()
 
     @needs_root
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    def test_ended_from_outside(self, number: signal.Signals, tmp_path: Path) -> None:
-        """Whatever ends it, it takes its processes (and so its namespace) along."""
-        marked = Marked()
+    @pytest.mark.parametrize(
+        ("number", "to_all"),
+        [
+            (signal.SIGINT, False),
+            (signal.SIGINT, True),
+            (signal.SIGTERM, False),
+            (signal.SIGHUP, True),
+            (signal.SIGKILL, False),
+        ],
+    )
+    def test_ended_from_outside(self, number: signal.Signals, to_all: bool, tmp_path: Path) -> None:
+        """Whatever ends it, or it and all that it started, nothing is left."""
+        marked = Marked(tmp_path)
         with subprocess.Popen(
-            demo(), cwd=tmp_path, env=marked.environment, stdout=subprocess.PIPE, text=True
+            demo(),
+            cwd=tmp_path,
+            env=marked.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
-            # Servers, rules and proxy are up.
-            while not process.stdout.readline().startswith("Proxy"):
+            # A command is running in sidecar exec.
+            while "index: wheel" not in process.stdout.readline():
                 assert process.poll() is None
-            assert len(marked.alive()) > 2
-            process.send_signal(number)
-            process.wait(PATIENCE)
-        wait_for(lambda: not marked.alive())
+            assert len(marked.left()) > 4
+            if to_all:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            assert 0 != process.wait(PATIENCE)
+            assert process.stderr is not None
+            assert "Traceback" not in process.stderr.read()
+        wait_for(lambda: not marked.left())
 
     def test_help(self, tmp_path: Path) -> None:
         """--help says what is done to the machine, and what the exit status means."""
         done = play(demo("--help"), tmp_path)
         assert 0 == done.returncode
-        for words in ("--mode {tproxy,redirect}", "leaves nothing behind", "exit status: 0"):
+        for words in ("usage: sidecar demo", "leaves nothing behind", "exit status: 0"):
             assert words in done.stdout
 
 
 class TestScenes:
     def test_every_family(self) -> None:
-        """Without IPv6, what is left is IPv4 alone, with a server for each client."""
+        """IPv6 is used where it is; without it, what is left is IPv4 alone."""
+        assert {"2600:9::25"} == {each.address.host for each in hosts(BOTH)["mail.example"]}
+        for name, servers in hosts(frozenset({4})).items():
+            assert [4] == [ip_address(each.address.host).version for each in servers], name
         for versions in (BOTH, frozenset({4})):
-            places = {address for _, address in origins(versions)}
-            played = scenes(versions)
-            assert versions == {scene.dialled.ip.version for scene in played}
-            assert set() == {
-                scene.dialled for scene in played if scene.meets is Meets.ORIGIN
-            }.difference(places)
-            assert Meets.NOBODY is played[-1].meets
-
-    def test_shown(self) -> None:
-        """Commands are shown as they would be typed."""
-        assert "$ python3 -c 'import socket" in f"$ {scenes(BOTH)[3].shown}"
+            (mail,) = hosts(versions)["mail.example"]
+            assert mail in [step.allowed for step in scenes(versions)[0].steps]
 
 
-VISIT = Visit(SocketAddress("192.0.2.1", 4001), by_proxy=True, received=10, sent=20, text="Hello\n")
-FIELDS = {
-    "listener": "outbound",
-    "source": "192.0.2.1:4000",
-    "destination": "198.51.100.10:80",
-    "destination_from": "tproxy",
-    "upstream": "198.51.100.10:80",
-    "verdict": "allow",
-    "reason": "default",
-    "sent": 10,
-    "received": 20,
-    "end": "closed",
-}
+def done_well(scene: Scene) -> Happened:
+    """What becomes of a scene if all is well."""
+    return Happened(
+        Played(
+            scene.status,
+            "\n".join(
+                text
+                for step in scene.steps
+                for text in (step.shown, step.allowed.text if step.allowed else "")
+            ),
+            tuple(int(step.fails) for step in scene.steps),
+        ),
+        [Event(step.allowed, by_sidecar=True) for step in scene.steps if step.allowed],
+        [dict(step.line) for step in scene.steps if step.line],
+    )
 
 
-def happened(visits: tuple[Visit, ...] = (VISIT,), **fields: Any) -> Happened:
-    """What becomes of a client that is relayed as it should be, but for these fields."""
-    return Happened(0, "Hello\n", "", LogLine("", {**FIELDS, **fields}), visits)
+def without(scene: Scene) -> Happened:
+    """What becomes of it without sidecar."""
+    events = [Event(step.reaches) for step in scene.steps if step.reaches]
+    events += [Event(None, step.asks) for step in scene.steps if step.asks]
+    return Happened(Played(0, "", ()), events, ())
 
 
 class TestFaults:
-    SCENE = Scene("", ("curl",), SocketAddress("198.51.100.10", 80))
-
-    def found(self, happened: Happened, meets: Meets = Meets.ORIGIN) -> list[str]:
-        return faults(replace(self.SCENE, meets=meets), happened, "tproxy")
-
-    def test_none(self) -> None:
+    @pytest.mark.parametrize("scene", [BUILD, ATTACK])
+    def test_none(self, scene: Scene) -> None:
         """What is as claimed has no fault."""
-        assert [] == self.found(happened())
+        assert [] == faults(scene, done_well(scene))
+        assert [] == faults_without(scene, without(scene))
 
+    @pytest.mark.parametrize("scene", [BUILD, ATTACK])
+    def test_log(self, scene: Scene) -> None:
+        """Every key that is claimed to be right is looked at, of every line."""
+        well = done_well(scene)
+        for index, line in enumerate(well.lines):
+            for key in line:
+                lines = [dict(each) for each in well.lines]
+                lines[index][key] = "another"
+                assert [] != faults(scene, replace(well, lines=lines)), (line, key)
+            fewer = [*well.lines[:index], *well.lines[index + 1 :]]
+            assert [] != faults(scene, replace(well, lines=fewer))
+        more = [*well.lines, {"destination": "6.6.6.6:1", "host": None}]
+        assert [f"the log has {len(more)} lines, not {len(well.lines)}"] == faults(
+            scene, replace(well, lines=more)
+        )
+
+    @pytest.mark.parametrize("scene", [BUILD, ATTACK])
+    def test_arrivals(self, scene: Scene) -> None:
+        """So is what reached servers: neither more nor less, and only through sidecar."""
+        well = done_well(scene)
+        thief = ATTACK.steps[1].reaches
+        for events, fault in (
+            ([*well.events, Event(thief, by_sidecar=True)], "https on 6.6.6.6:443 was reached 1"),
+            (well.events[1:], "was reached 0 times, not 1"),
+            ([replace(each, by_sidecar=False) for each in well.events], "another than sidecar"),
+            ([*well.events, Event(None, "thief.example")], "heard of 'thief.example'"),
+        ):
+            found = faults(scene, replace(well, events=events))
+            assert any(fault in each for each in found), found
+
+    @pytest.mark.parametrize("scene", [BUILD, ATTACK])
+    def test_clients(self, scene: Scene) -> None:
+        """So are what clients and sidecar say, and exit statuses."""
+        well = done_well(scene)
+        others = [replace(well.played, status=1), replace(well.played, text="")]
+        for index in range(len(scene.steps)):
+            statuses = list(well.played.statuses)
+            statuses[index] = 1 - statuses[index]
+            others.append(replace(well.played, statuses=tuple(statuses)))
+            others.append(replace(well.played, statuses=tuple(statuses[:index])))
+        for played in others:
+            assert [] != faults(scene, replace(well, played=played))
+
+    @pytest.mark.parametrize("scene", [BUILD, ATTACK])
+    def test_without(self, scene: Scene) -> None:
+        """What doesn't arrive without sidecar either shows nothing."""
+        all_of_it = without(scene)
+        for index in range(len(all_of_it.events)):
+            fewer = [*all_of_it.events[:index], *all_of_it.events[index + 1 :]]
+            (fault,) = faults_without(scene, replace(all_of_it, events=fewer))
+            assert fault.startswith("without sidecar, ")
+
+
+HOSTS = {"a.example": [ip_address("9.9.9.1"), ip_address("2600::1"), ip_address("9.9.9.2")]}
+
+
+class TestNames:
     @pytest.mark.parametrize(
-        ("key", "value"),
+        ("name", "kind", "code", "addresses"),
         [
-            ("listener", "inbound"),
-            ("destination", "198.51.100.10:81"),
-            ("destination_from", "redirect"),
-            ("upstream", None),
-            ("verdict", "deny"),
-            ("sent", 11),
-            ("received", 0),
-            ("end", "client_reset"),
+            ("a.example", dns.A, dns.OK, ["9.9.9.1", "9.9.9.2"]),
+            ("A.eXample", dns.AAAA, dns.OK, ["2600::1"]),
+            ("a.example", dns.MX, dns.OK, []),
+            ("b.example", dns.A, dns.ENAME, []),
         ],
     )
-    def test_log(self, key: str, value: Any) -> None:
-        """Every key that is claimed to be right is looked at."""
-        (fault,) = self.found(happened(**{key: value}))
-        assert f"the log's {key} is {value!r}, not {FIELDS[key]!r}" == fault
+    def test_answer(self, name: str, kind: int, code: int, addresses: list[str]) -> None:
+        """A name's addresses of the type that is asked for; names are there or not."""
+        question = query(name, kind, edns=1232)
+        answer = answer_to(question, HOSTS)
+        assert answer is not None
+        message = dns.Message()
+        message.fromStr(answer)
+        assert (0x1234, code, 1) == (message.id, message.rCode, message.answer)
+        assert [(name.encode(), kind)] == [(each.name.name, each.type) for each in message.queries]
+        payloads: list[Any] = [each.payload for each in message.answers]
+        assert addresses == [str(ip_address(payload.address)) for payload in payloads]
+        assert name.lower() == name_in(question)
 
-    @pytest.mark.parametrize(
-        ("wrong", "words"),
-        [
-            (happened(visits=()), "saw 0 connections"),
-            (happened(visits=(VISIT, VISIT)), "saw 2 connections"),
-            (happened(visits=(replace(VISIT, by_proxy=False),)), "no socket of the proxy's"),
-            (happened(source="192.0.2.1:4001"), "saw the client itself"),
-            (replace(happened(), output="Hell"), "something else"),
-            (replace(happened(), status=7), "status 7"),
-            (replace(happened(), line=None), "no line"),
-        ],
-    )
-    def test_client_and_server(self, wrong: Happened, words: str) -> None:
-        """So is what client and server saw."""
-        assert words in "; ".join(self.found(wrong))
-
-    RESET = Happened(1, "", "ConnectionResetError: …", None, ())
-
-    def test_refused(self) -> None:
-        """A refusal is a reset, without a server, and a line that says so."""
-        fields = {**FIELDS, "sent": 0, "received": 0, "end": "connection_refused"}
-        right = replace(self.RESET, line=LogLine("", fields))
-        assert [] == self.found(right, Meets.REFUSAL)
-        for wrong in (
-            replace(right, complaint="empty answer"),
-            replace(right, status=0),
-            replace(right, visits=(VISIT,)),
-            replace(right, line=None),
-            replace(right, line=LogLine("", FIELDS)),
-        ):
-            assert [] != self.found(wrong, Meets.REFUSAL)
-
-    def test_denied(self) -> None:
-        """A denial likewise."""
-        denied = {"verdict": "deny", "reason": "not_intercepted", "end": "denied"}
-        fields = {**FIELDS, "sent": 0, "received": 0, **denied}
-        right = replace(self.RESET, line=LogLine("", fields))
-        assert [] == self.found(right, Meets.DENIAL)
-        assert [] != self.found(replace(right, line=LogLine("", FIELDS)), Meets.DENIAL)
-
-    def test_without_a_proxy(self) -> None:
-        """Without a proxy there is no answer, no server and no line."""
-        right = replace(self.RESET, complaint="TimeoutError: timed out")
-        assert [] == self.found(right, Meets.NOBODY)
-        for wrong in (
-            happened(),
-            replace(right, visits=(VISIT,)),
-            replace(right, line=LogLine("", FIELDS)),
-            replace(right, complaint="ConnectionRefusedError"),
-        ):
-            assert [] != self.found(wrong, Meets.NOBODY)
-
-
-class TestProxy:
-    def test_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A proxy that ends tells why in its own words."""
-        arguments = ("-n", "--pidfile=", "sidecar", "--outbound", "nonsense")
-        monkeypatch.setattr(proxy, "ARGUMENTS", arguments)
-        # Where nobody listens, whatever else runs here.
-        monkeypatch.setattr(proxy, "PORT", 1)
-        started = Proxy()
-        try:
-            with pytest.raises(ProxyError, match="--outbound = 'nonsense'"):
-                started.wait_until_it_listens()
-        finally:
-            started.kill()
+    def test_garbage(self) -> None:
+        """What is no question has no answer."""
+        question = query("a.example")
+        for end in range(len(question)):
+            assert answer_to(question[:end], HOSTS) is None
+            assert name_in(question[:end]) in "a.example"
+        assert answer_to(b"\xff" * 40, HOSTS) is None

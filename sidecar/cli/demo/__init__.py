@@ -1,15 +1,18 @@
-"""`sidecar demo`: interception at work, in a namespace of its own.
+"""`sidecar demo`: `sidecar exec` at work, in a network of the demo's own.
 
 The command starts one process, which moves itself into a new network namespace, plays
 the scenes there and takes everything with it when it ends:
 
-    inside    the stage: namespace, origins, rules, proxy; and the order of events
-    scenes    what is shown: clients, and what each should meet
-    checks    whether it did
-    origins   the servers that clients are on their way to
-    proxy     the real proxy, as a program, and its access log
-    sockets   whose a connection's socket is
-    children  processes that don't outlive this one
+    inside        the stage: namespace, servers; and the order of events
+    airgap        a network with no way out
+    scenes        what is shown: commands, and what each of their clients should meet
+    playing       a command run by `sidecar exec`, as a person sees it
+    checks        whether what happened is what should have
+    origins       the servers that clients are on their way to, and what reaches them
+    names         what the name server answers
+    certificates  the servers' authority
+    client        a client, where there is no other program for it
+    children      processes that don't outlive this one
 """
 
 from __future__ import annotations
@@ -17,26 +20,23 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-from typing import TYPE_CHECKING
+import tempfile
 
 from sidecar.cli.demo import children
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from sidecar.errors import NamespaceError
 
 __all__ = ["add_arguments", "run"]
 
-MODES = ("tproxy", "redirect")
-
 _DESCRIPTION = """\
-Make a network namespace, apply the real rules in it, start the real proxy, let real
-clients (curl and wget if installed, and Python) dial servers at addresses that no
-listener names, and show what each got and what the access log says of it. Everything
-that is claimed is checked.
+Run commands by `sidecar exec`, and show what a person sees of it: what is allowed, what
+is denied and what would allow it. The commands run real clients (curl if it is installed,
+and Python); servers and a name server of the demo's own are the internet. Everything that
+is claimed is checked: by what the servers saw, with sidecar and without, by the access
+log, by exit statuses.
 
 Works as root, and as any user who may make user namespaces. Needs no internet, and no
-program but this one. Changes nothing outside its namespace and leaves nothing behind.
-Takes a few seconds.
+program but this one. Changes nothing on the machine and leaves nothing behind. Takes a
+few seconds.
 """
 _EPILOG = "exit status: 0 if all was as claimed, 1 if not or if no namespace can be made (and why)"
 # A shell's way of saying that a signal ended a program.
@@ -44,28 +44,33 @@ _BY_SIGNAL = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Describe the command; it has no options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument(
-        "--mode",
-        choices=MODES,
-        default=MODES[0],
-        help="how the kernel hands connections to the proxy (default: %(default)s)",
-    )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> int:
     """Play the demo and wait for its end.
 
     Returns:
         0 if everything was as claimed, else 1; 128 and the signal if one ended it.
+
+    Raises:
+        NamespaceError: There is no place for the demo's files.
     """
-    return _wait(children.python("sidecar.cli.demo.inside", "main", arguments.mode, os.getpid()))
+    try:
+        place = tempfile.TemporaryDirectory(prefix="sidecar-demo-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise NamespaceError(
+            f"a temporary directory can't be made: {error.strerror}", "set TMPDIR to a writable one"
+        ) from None
+    with place as directory:
+        command = children.python("sidecar.cli.demo.inside", "main", directory, os.getpid())
+        return _wait(command)
 
 
-def _wait(command: Sequence[str]) -> int:
+def _wait(command: list[str]) -> int:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:  # noqa: S603 - our own
         try:
             status = process.wait()

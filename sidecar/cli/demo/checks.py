@@ -5,117 +5,118 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.cli.demo.scenes import Meets
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from sidecar.cli.demo.origins import Visit
-    from sidecar.cli.demo.proxy import LogLine
-    from sidecar.cli.demo.scenes import Scene
+    from sidecar.cli.demo.origins import Event, Server
+    from sidecar.cli.demo.playing import Played
+    from sidecar.cli.demo.scenes import Scene, Step
 
-__all__ = ["Happened", "claim", "faults"]
-
-_RESET = "ConnectionResetError"
-# What a client meets without a proxy: the kernel refuses (NAT to a port that nobody
-# listens on), or the rules drop (TPROXY).
-_NO_PROXY = {"redirect": "ConnectionRefusedError", "tproxy": "TimeoutError"}
+__all__ = ["Happened", "faults", "faults_without"]
 
 
 @dataclass(frozen=True)
 class Happened:
-    """What became of a client.
+    """What became of a scene.
 
     Attributes:
-        status: The client's exit status.
-        output: What it printed.
-        complaint: The last line of what it complained about; empty if about nothing.
-        line: The access log's line; None if there was none.
-        visits: The connections that any of the servers saw.
+        played: The script, and what was seen of it.
+        events: What reached servers.
+        lines: The access log's.
     """
 
-    status: int
-    output: str
-    complaint: str
-    line: LogLine | None
-    visits: tuple[Visit, ...]
+    played: Played
+    events: Sequence[Event]
+    lines: Sequence[dict[str, Any]]
 
 
-def claim(scene: Scene, happened: Happened) -> str:
-    """What `faults` finds nothing wrong with, in words."""
-    if scene.meets is Meets.ORIGIN:
-        (visit,) = happened.visits
-        return (
-            "the log has the destination that was dialled and the octets that the server"
-            f" counted; the server's peer {visit.peer} is a socket of the proxy's"
-        )
-    if scene.meets is Meets.NOBODY:
-        return "the client got nowhere, and no server saw anybody"
-    return "the client was reset, no server saw anybody, and the log says why"
-
-
-def faults(scene: Scene, happened: Happened, mode: str) -> list[str]:
+def faults(scene: Scene, happened: Happened) -> list[str]:
     """Everything that is not as claimed, a sentence each.
 
     Args:
         scene: What was played.
         happened: What became of it.
-        mode: "tproxy" or "redirect".
     """
-    if scene.meets is Meets.ORIGIN:
-        return [*_client_faults(happened), *_log_faults(scene, happened, _relayed(scene, mode))]
-    found = [f"{visit.peer} reached a server" for visit in happened.visits]
-    expected = _NO_PROXY[mode] if scene.meets is Meets.NOBODY else _RESET
-    if happened.status == 0 or expected not in happened.complaint:
-        found.append(f"the client should have failed with {expected}")
-    if scene.meets is Meets.NOBODY:
-        return found + (["there is a log line"] if happened.line else [])
-    return [*found, *_log_faults(scene, happened, _refused(scene, mode))]
+    played, events = happened.played, happened.events
+    found = []
+    if played.status != scene.status:
+        found.append(f"the exit status is {played.status}, not {scene.status}")
+    allowed = [step.allowed for step in scene.steps if step.allowed is not None]
+    found += _arrival_faults(allowed, events)
+    found += [
+        f"{_where(event.server)} was reached by another than sidecar"
+        for event in events
+        if event.server is not None and not event.by_sidecar
+    ]
+    found += _name_faults(scene, events)
+    lines = sum(bool(step.line) for step in scene.steps)
+    if lines != len(happened.lines):
+        found.append(f"the log has {len(happened.lines)} lines, not {lines}")
+    statuses = (*played.statuses, *[None] * len(scene.steps))
+    seen = " ".join(played.text.split())
+    for step, status in zip(scene.steps, statuses, strict=False):
+        found += _step_faults(step, status, seen)
+        found += _line_faults(step, happened.lines)
+    return found
 
 
-def _client_faults(happened: Happened) -> Iterator[str]:
-    if happened.status != 0:
-        yield f"the client failed with status {happened.status}"
-    if len(happened.visits) != 1:
-        yield f"the server saw {len(happened.visits)} connections, not one"
+def faults_without(scene: Scene, happened: Happened) -> list[str]:
+    """Everything that doesn't get out even without sidecar, so that its absence shows nothing."""
+    reached = [step.reaches for step in scene.steps if step.reaches is not None]
+    found = list(_arrival_faults(reached, happened.events))
+    heard = {event.name for event in happened.events}
+    found += [
+        f"the name server did not hear of {step.asks}"
+        for step in scene.steps
+        if step.asks and step.asks not in heard
+    ]
+    return [f"without sidecar, {each}" for each in found]
+
+
+def _arrival_faults(expected: Sequence[Server], events: Sequence[Event]) -> Iterator[str]:
+    arrived = [event.server for event in events if event.server is not None]
+    for server in dict.fromkeys([*expected, *arrived]):
+        there, wanted = arrived.count(server), expected.count(server)
+        if there != wanted:
+            yield f"{_where(server)} was reached {there} times, not {wanted}"
+
+
+def _name_faults(scene: Scene, events: Sequence[Event]) -> Iterator[str]:
+    known = {step.line["host"] for step in scene.steps if step.allowed is not None}
+    for name in dict.fromkeys(event.name for event in events if event.server is None):
+        if name not in known:
+            yield f"the name server heard of {name!r}"
+
+
+def _where(server: Server) -> str:
+    return f"{server.kind.value} on {server.address}"
+
+
+def _step_faults(step: Step, status: int | None, seen: str) -> Iterator[str]:
+    client = " ".join(step.words)
+    if status is None:
+        yield f"there is nothing of {client!r}"
+    elif (status != 0) != step.fails:
+        yield f"{client!r} ended with status {status}"
+    if step.allowed is not None and step.allowed.text not in seen:
+        yield f"{client!r} did not show {step.allowed.text!r}"
+    if step.shown not in seen:
+        yield f"sidecar did not show {step.shown!r}"
+
+
+def _line_faults(step: Step, lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if not step.line:
         return
-    (visit,) = happened.visits
-    if happened.output != visit.text:
-        yield f"the client got something else than the server's {visit.text!r}"
-    if not visit.by_proxy:
-        yield f"the server's peer {visit.peer} is no socket of the proxy's"
-
-
-def _log_faults(scene: Scene, happened: Happened, expected: dict[str, Any]) -> Iterator[str]:
-    if happened.line is None:
-        yield "the log has no line of it"
+    where = step.line["destination"]
+    of_it = [line for line in lines if (line["destination"], line["host"]) == _key(step)]
+    if len(of_it) != 1:
+        yield f"the log has {len(of_it)} lines for {where}, {step.line['host']}, not one"
         return
-    fields = happened.line.fields
-    if scene.meets is Meets.ORIGIN and len(happened.visits) == 1:
-        (visit,) = happened.visits
-        expected = {**expected, "sent": visit.received, "received": visit.sent}
-        if fields.get("source") == str(visit.peer):
-            yield "the server saw the client itself"
-    for key, value in expected.items():
-        if fields.get(key) != value:
-            yield f"the log's {key} is {fields.get(key)!r}, not {value!r}"
+    for key, value in step.line.items():
+        if of_it[0].get(key) != value:
+            yield f"the log's {key} for {where} is {of_it[0].get(key)!r}, not {value!r}"
 
 
-def _relayed(scene: Scene, mode: str) -> dict[str, Any]:
-    dialled = str(scene.dialled)
-    return {
-        "listener": "outbound",
-        "destination": dialled,
-        "destination_from": mode,
-        "upstream": dialled,
-        "verdict": "allow",
-        "end": "closed",
-    }
-
-
-def _refused(scene: Scene, mode: str) -> dict[str, Any]:
-    nothing = {"destination": str(scene.dialled), "sent": 0, "received": 0}
-    if scene.meets is Meets.DENIAL:
-        return {**nothing, "verdict": "deny", "reason": "not_intercepted", "end": "denied"}
-    return {**nothing, "destination_from": mode, "end": "connection_refused"}
+def _key(step: Step) -> tuple[str | None, str | None]:
+    return step.line["destination"], step.line["host"]

@@ -65,4 +65,4 @@ def environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in _MISLEADING and not name.lower().endswith("_proxy")
     }
-    return {**kept, "HOME": "/nonexistent", "LC_ALL": "C"}
+    return {**kept, "HOME": "/nonexistent"}

@@ -1,56 +1,58 @@
-"""The stage: a namespace, servers, rules and the proxy in it; then scene after scene."""
+"""The stage: a network with servers in it; then scene after scene."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 import time
-from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from sidecar.cli.demo import checks, children
-from sidecar.cli.demo.origins import Kind, Origin
-from sidecar.cli.demo.proxy import ARGUMENTS, Proxy
-from sidecar.cli.demo.scenes import CLIENT_ADDRESSES, ORIGIN_NETWORKS, Meets, origins, scenes
-from sidecar.cli.rules import describe
+from sidecar.cli.demo import airgap, checks, children, client
+from sidecar.cli.demo.certificates import make_certificate
+from sidecar.cli.demo.origins import Servers
+from sidecar.cli.demo.playing import INDENT, Player
+from sidecar.cli.demo.scenes import SERVERS, hosts, scenes
 from sidecar.errors import SidecarError
-from sidecar.linux.namespaces import enter_network_namespace, set_up_loopback
-from sidecar.linux.netfilter import lifecycle
-from sidecar.linux.netfilter.model import Mode, RuleSet
+from sidecar.linux.namespaces import set_up_loopback
+from sidecar.linux.processes import belongs_to
+from sidecar.sandbox.addresses import EVERYWHERE
+from sidecar.sandbox.mounts import mask_name_services
 
 if TYPE_CHECKING:
-    from sidecar.cli.demo.proxy import LogLine
     from sidecar.cli.demo.scenes import Scene
 
 __all__ = ["main"]
 
 _WIDTH = 96
-# Seconds; what is waited for takes milliseconds.
-_CLIENT_PATIENCE = 10.0
-_LOG_PATIENCE = 2.0
-# Seconds in which a log line that should not be there would have been written: lines
-# wait 50 ms for company.
-_LOG_SILENCE = 0.2
-_INTERRUPTED = 130
-_TERMINATED = 143
+_BETWEEN = "\n"
+# For documentation (RFC 5737, RFC 3849): nobody's.
+_HOST = ("203.0.113.1", "2001:db8:2::1")
+_NAME_SERVER = "203.0.113.53"
+# Seconds in which what is under way arrives: all is on loopback.
+_SETTLING = 0.05
+_BY_SIGNAL = 128
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     """Play the demo in this process and its children.
 
-    sys.argv has the mode ("tproxy" or "redirect") and the parent's process id.
+    sys.argv has an empty directory, which is removed, and the parent's process id.
 
     Returns:
         The exit status.
     """
-    mode, parent = Mode(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGTERM, _terminated)
+    directory, parent = Path(sys.argv[1]), int(sys.argv[2])
+    for number in _ENDING:
+        signal.signal(number, _end)
     try:
-        with ExitStack() as stack:
-            return _play(mode, parent, stack)
+        return _play(directory, parent)
     except SidecarError as error:
         print(f"sidecar demo: {error}", file=sys.stderr)
         return 1
@@ -58,151 +60,100 @@ def main() -> int:
         # Nobody reads on. Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(_TERMINATED)
+def _end(number: int, _: object) -> NoReturn:
+    # What is tidied up from here on is tidied up to the end.
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(_BY_SIGNAL + number)
 
 
-def _play(mode: Mode, parent: int, stack: ExitStack) -> int:
+def _play(directory: Path, parent: int) -> int:
     began = time.monotonic()
-    user = os.geteuid()
-    in_user_namespace = enter_network_namespace()
+    airgap.enter()
     # Only now: a new user namespace forgets such wishes.
     children.die_with(parent)
-    versions = set_up_loopback(CLIENT_ADDRESSES, ORIGIN_NETWORKS)
-    rules = RuleSet(mode=mode, inbound_port=None)
-    # First what takes longest.
-    proxy = Proxy()
-    stack.callback(proxy.kill)
-    servers = []
-    for kind, address in origins(versions):
-        servers.append(Origin(kind, address, proxy.holds))
-        stack.callback(servers[-1].close)
-    lifecycle.apply(rules)
-    proxy.wait_until_it_listens()
-    _introduce(rules, servers, versions, user if in_user_namespace else None)
+    versions = set_up_loopback([ip_address(each) for each in _HOST], EVERYWHERE)
+    if airgap.use_name_server(directory, _NAME_SERVER):
+        # Whom they ask knows other names.
+        mask_name_services()
+    places = hosts(versions)
+    ca_file, key_file = make_certificate(directory, sorted(places))
+    shutil.copy(client.__file__, directory / "client.py")
+    player = Player(directory, ca_file)
+    servers = Servers(
+        [each for each in SERVERS if ip_address(each.address.host).version in versions],
+        {name: [ip_address(each.address.host) for each in there] for name, there in places.items()},
+        key_file,
+        lambda local, remote: belongs_to(player.pid, local, remote),
+    )
+    _introduce()
     faulty = 0
     played = scenes(versions)
     for number, scene in enumerate(played, 1):
-        if scene.meets is Meets.NOBODY:
-            proxy.kill()
-        happened = _dial(scene, proxy, servers)
-        found = checks.faults(scene, happened, mode.value)
+        print(f"{_BETWEEN if number > 1 else ''}{number}. {scene.title}")
+        found = _one(scene, directory, player, servers)
         faulty += bool(found)
-        _show(number, scene, happened, found)
-    return _sum_up(mode, len(played), faulty, time.monotonic() - began)
+        for each in found:
+            _say("WRONG", each)
+        if not found:
+            _say("checked", scene.claim)
+    return _sum_up(len(played), faulty, time.monotonic() - began)
 
 
-def _dial(scene: Scene, proxy: Proxy, servers: list[Origin]) -> checks.Happened:
-    command = children.tethered(scene.command)
+def _one(scene: Scene, directory: Path, player: Player, servers: Servers) -> list[str]:
+    without = player.play_without(scene)
+    time.sleep(_SETTLING)
+    found = checks.faults_without(scene, checks.Happened(without, servers.events(), ()))
+    _show(f"$ sidecar {' '.join(scene.arguments)}".encode())
+    played = player.play(scene, _show)
+    time.sleep(_SETTLING)
     try:
-        done = subprocess.run(  # noqa: S603 - the scene's client
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            cwd="/",
-            env=children.environment(),
-            timeout=_CLIENT_PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        done = subprocess.CompletedProcess(command, 1, "", f"no end within {_CLIENT_PATIENCE:g} s")
-    line = proxy.next_line(_LOG_SILENCE if scene.meets is Meets.NOBODY else _LOG_PATIENCE)
-    # The server it wanted may need a moment to finish; the others have nothing to do.
-    wanted = scene.meets is Meets.ORIGIN
-    visits = [
-        visit
-        for server in servers
-        for visit in server.visits(
-            _LOG_PATIENCE if wanted and server.address == scene.dialled else 0
-        )
-    ]
-    complaint = done.stderr.strip().rpartition("\n")[2]
-    return checks.Happened(done.returncode, done.stdout, complaint, line, tuple(visits))
+        log = (directory / scene.log).read_text(encoding="ascii")
+    except FileNotFoundError:
+        log = ""
+    lines = [json.loads(line) for line in log.splitlines()]
+    return found + checks.faults(scene, checks.Happened(played, servers.events(), lines))
 
 
-def _introduce(
-    rules: RuleSet, servers: list[Origin], versions: frozenset[int], user: int | None
-) -> None:
-    if user is None:
-        whose = "a network namespace of root's"
-    else:
-        whose = f"a network namespace, in a user namespace of user {user}'s"
-    _say("Stage", f"{whose}; no interface but lo, so nothing gets out")
-    if 6 not in versions:  # noqa: PLR2004
-        _say("", "this kernel has no IPv6: IPv4 only")
-    places = {kind: [str(each.address) for each in servers if each.kind is kind] for kind in Kind}
-    _say("Servers", f"http on {', '.join(places[Kind.HTTP])}")
-    _say("", f"one that speaks first on {', '.join(places[Kind.GREETING])}")
-    _say("", f"one that answers last on {', '.join(places[Kind.COUNT])}")
-    _say("Rules", f"sidecar rules apply --mode {rules.mode.value} --inbound-port none")
-    _say("", describe(rules))
-    _say("Proxy", " ".join(["twistd", *ARGUMENTS]))
-
-
-def _say(label: str, text: str) -> None:
-    print(f"{label:9}{text}", flush=True)
-
-
-def _show(number: int, scene: Scene, happened: checks.Happened, found: list[str]) -> None:
-    print(f"\n{number}. {scene.title}")
-    print(f"   $ {scene.shown}")
-    for line in [*happened.output.splitlines(), *filter(None, [happened.complaint])]:
-        print(f"   {line}")
-    print(_wrapped("log", _readable(happened.line)))
-    if number == 1 and happened.line is not None:
-        print(f"   raw     {happened.line.raw}")
-    if found:
-        for fault in found:
-            print(_wrapped("WRONG", fault))
-    else:
-        print(_wrapped("checked", checks.claim(scene, happened)))
-    sys.stdout.flush()
-
-
-def _readable(line: LogLine | None) -> str:
-    if line is None:
-        return "no line"
-    fields = line.fields
-    found_by = f" (told by {fields['destination_from']})" if fields["destination_from"] else ""
-    verdict = fields["verdict"]
-    reason = "" if fields["reason"] == "default" else f": {fields['reason']}"
-    return (
-        f"{fields['source']} -> {fields['destination']}{found_by}, {verdict}{reason},"
-        f" sent {fields['sent']}, received {fields['received']},"
-        f" {fields['seconds']:.3f}s, {fields['end']}"
+def _introduce() -> None:
+    print(
+        f"As user {os.geteuid()}, in a network of the demo's own: it has servers, and no way out."
     )
 
 
-def _wrapped(label: str, text: str) -> str:
+def _show(line: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write((INDENT.encode() + line).rstrip() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _say(label: str, text: str) -> None:
+    print(_filled(text, f"{INDENT}{label}: ", INDENT), flush=True)
+
+
+def _filled(text: str, first: str = "", others: str = "") -> str:
+    width = min(shutil.get_terminal_size((_WIDTH, 0)).columns, _WIDTH)
     return textwrap.fill(
         text,
-        _WIDTH,
-        initial_indent=f"   {label:8}",
-        subsequent_indent=" " * 11,
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
         break_long_words=False,
         break_on_hyphens=False,
     )
 
 
-def _sum_up(mode: Mode, played: int, faulty: int, seconds: float) -> int:
-    print()
+def _sum_up(played: int, faulty: int, seconds: float) -> int:
     if faulty:
-        print(
-            f"{faulty} of {played} not as claimed (WRONG, above). Please report it, with all this."
-        )
+        wrong = f"{faulty} of {played} not as claimed (WRONG, above)."
+        print(f"\n{wrong} Please report it, with all this.")
         return 1
     print(
-        f"All {played} as claimed, in {seconds:.1f} s. The namespace goes with this command;"
-        " nothing is left behind.\n"
-        "Next, in a pod, VM or container of your own, as root:\n"
-        f"    sidecar rules apply --mode {mode.value} --exclude-uid 1337\n"
-        "    twistd -n sidecar --outbound transparent:15001 --inbound transparent:15006"
-        " --access-log -"
+        f"\nAll as claimed, in {seconds:.1f} s. Nothing is left behind. Next, with a command of"
+        " yours:\n   $ sidecar exec --learn policy.toml -- COMMAND"
     )
     return 0

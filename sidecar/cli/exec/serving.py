@@ -37,11 +37,10 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.cli.exec.plan import Plan
-    from sidecar.flow import Flow
     from sidecar.interfaces import IDecisionStep, IDNSObserver, IFlowObserver, IRelayReactor
     from sidecar.names.verifying import IVerifier
     from sidecar.sandbox.bridges import Bridges
-    from sidecar.sandbox.handover import Listeners
+    from sidecar.sandbox.bridging import Bridging
     from sidecar.sandbox.starting import Started
 
 __all__ = ["serve"]
@@ -162,7 +161,8 @@ class _Session:
             served=served,
             curious=plan.learning is not None,
         )
-        sandbox = Sandbox(reactor, self._started)
+        bridging = None if plan.bridges is None else self._bridge(runtime, plan.bridges)
+        sandbox = Sandbox(reactor, self._started, None if bridging is None else bridging.sockets)
         dns = start_dns(
             runtime,
             lambda: judge.policy,
@@ -174,15 +174,19 @@ class _Session:
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
-        bridged = {} if plan.bridges is None else _bridge(runtime, plan.bridges, listeners)
         seal(_kept())
         self._started.go()
         try:
             await sandbox.ended
+            if bridging is not None:
+                bridging.unpublish()
             await drained(
                 reactor,
                 runtime,
-                lambda: [*(flow for flow, _ in judge.open.values()), *bridged.values()],
+                lambda: [
+                    *(flow for flow, _ in judge.open.values()),
+                    *(() if bridging is None else bridging.flows.values()),
+                ],
                 arrivals,
             )
         finally:
@@ -194,6 +198,14 @@ class _Session:
             if log is not None:
                 await log.stop()
         self.status = self._status(sandbox)
+
+    def _bridge(self, runtime: Runtime, bridges: Bridges) -> Bridging:
+        from sidecar.sandbox.bridging import Bridging
+        from sidecar.sandbox.sockets import SocketsInside
+
+        started = self._started
+        sockets = SocketsInside(started.channel, started.init, self._listeners.tcp)
+        return Bridging(runtime, bridges, self._listeners, sockets)
 
     def _status(self, sandbox: Sandbox) -> int:
         if self._plan.verbosity > 0:
@@ -224,13 +236,6 @@ class _Session:
 
             return certificates(policy, runtime)
         return Off() if policy.verify is Verify.OFF else Redial(resolver)
-
-
-def _bridge(runtime: Runtime, bridges: Bridges, listeners: Listeners) -> dict[int, Flow]:
-    """Serve the bridges; returns their open flows."""
-    from sidecar.sandbox.bridging import serve_bridges
-
-    return serve_bridges(runtime, bridges, listeners)
 
 
 def _kept() -> Kept:

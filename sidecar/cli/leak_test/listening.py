@@ -10,8 +10,10 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from sidecar.cli.demo.names import answer_to, name_in
 from sidecar.linux import pktinfo
 
 if TYPE_CHECKING:
@@ -28,11 +30,6 @@ ALLOWED_NAME, ALLOWED_ADDRESS = "allowed.example", "198.51.100.200"
 """What the name server outside knows."""
 
 _DNS_PORT = 53
-# RFC 1035 §4.1: number, flags, counts; a pointer to the question's name, type and class,
-# TTL, length.
-_DNS_HEADER, _DNS_RECORD = struct.Struct(">2s5H"), struct.Struct(">H4sIH")
-_ANSWERED, _NO_SUCH_NAME = 0x8180, 0x8183
-_POINTER, _IPV4_ADDRESS = 0xC00C, b"\0\1\0\1"
 _QUIC_PORT = 443
 _IPPROTO_UDPLITE = 136
 # linux/netlink.h
@@ -191,25 +188,13 @@ def _answer(sock: socket.socket) -> str:
     `ALLOWED_NAME` has one IPv4 address; other names are not there.
     """
     question, ancillary, _, peer = sock.recvmsg(512, pktinfo.SPACE)
-    end = question.find(b"\0", _DNS_HEADER.size) + 5
-    labels = question[_DNS_HEADER.size : end - 5]
-    if end > 4 and len(question) >= end:  # noqa: PLR2004 - found, and whole
-        there = labels.lower() == _labels(ALLOWED_NAME)
-        addresses = there and question[end - 4 : end] == _IPV4_ADDRESS
-        flags = _ANSWERED if there else _NO_SUCH_NAME
-        header = _DNS_HEADER.pack(question[:2], flags, 1, int(addresses), 0, 0)
-        record = _DNS_RECORD.pack(_POINTER, _IPV4_ADDRESS, 60, 4)
-        answer = record + socket.inet_aton(ALLOWED_ADDRESS) if addresses else b""
+    answer = answer_to(question, {ALLOWED_NAME: [ip_address(ALLOWED_ADDRESS)]})
+    if answer is not None:
         with suppress(OSError):
             # From the address that was asked: every one is this namespace's.
             source = pktinfo.answer_from(pktinfo.destination(ancillary))
-            asked = question[_DNS_HEADER.size : end]
-            sock.sendmsg([header, asked, answer], source, 0, peer)
-    return repr(labels)
-
-
-def _labels(name: str) -> bytes:
-    return b"".join(bytes([len(each)]) + each.encode() for each in name.split("."))
+            sock.sendmsg([answer], source, 0, peer)
+    return repr(name_in(question))
 
 
 def _describe(packet: bytes) -> str:

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidecar.cli.demo import children
-from sidecar.cli.doctor.trial import enter_namespaces
+from sidecar.cli.demo import airgap, children
 from sidecar.cli.leak_test import showing
 from sidecar.cli.leak_test.attempts import Attempt, Outside
 from sidecar.cli.leak_test.conversing import PATIENCE, LeakTestError, converse, hear, tell
@@ -29,16 +28,7 @@ from sidecar.cli.leak_test.inside import ATTEMPTS, serve
 from sidecar.cli.leak_test.listening import ALLOWED_NAME, NETLINK_PORT, PORT, Listeners
 from sidecar.cli.leak_test.outcomes import Came, Outcome, judge
 from sidecar.errors import SidecarError
-from sidecar.linux.namespaces import explain_refusal, has_capabilities, set_up_loopback
-from sidecar.linux.syscalls import (
-    CLONE_NEWNET,
-    CLONE_NEWNS,
-    MS_BIND,
-    MS_REC,
-    MS_SLAVE,
-    mount,
-    unshare,
-)
+from sidecar.linux.namespaces import set_up_loopback
 from sidecar.sandbox.addresses import EVERYWHERE
 
 if TYPE_CHECKING:
@@ -46,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# linux/capability.h
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 # For documentation (RFC 5737, RFC 3849): nobody's.
 _HOST = ("203.0.113.1", "2001:db8:2::1")
 _ANYBODY = ("198.51.100.1", "2001:db8:1::1")
@@ -59,7 +47,6 @@ default = "deny"
 allow = ["{ALLOWED_NAME}:{PORT}"]
 private_names = ["{ALLOWED_NAME}"]
 """
-_RESOLV_CONF = "/etc/resolv.conf"
 # Seconds in which whatever came later would be there.
 _LATE = 0.5
 # Seconds in which everybody inside has ended when sidecar has: much less than they linger.
@@ -85,13 +72,13 @@ def main() -> int:
 
 
 def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
-    _enter()
+    airgap.enter()
     children.die_with(parent)
     versions = set_up_loopback([ip_address(each) for each in _HOST], EVERYWHERE)
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-leak-")))
     directory.chmod(0o755)
     abstract = f"sidecar-leak-test-{os.getpid()}"
-    _use_name_server(directory)
+    airgap.use_name_server(directory, _NAME_SERVER)
     policy = directory / "policy.toml"
     policy.write_text(_POLICY, encoding="ascii")
     listeners = Listeners(directory, abstract)
@@ -123,31 +110,6 @@ def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
         outcome = _killed(how, outside, listeners, policy)
         shown.show(attempt, judge(attempt, outcome, None))
     return shown.sum_up()
-
-
-def _enter() -> None:
-    """Move into a network namespace of the test's own, as the user that we are."""
-    if not has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN):
-        enter_namespaces()
-        return
-    # Root stays who it is: exec has different ways for it.
-    try:
-        unshare(CLONE_NEWNET)
-    except OSError as error:
-        raise explain_refusal(error.errno or 0, user=False) from None
-
-
-def _use_name_server(directory: Path) -> None:
-    """Have programs here ask the name server of the test's; where that can't be, the host's.
-
-    Which is an address like any other: what is sent there stays here.
-    """
-    path = directory / "resolv.conf"
-    path.write_text(f"nameserver {_NAME_SERVER}\n", encoding="ascii")
-    with suppress(OSError):
-        unshare(CLONE_NEWNS)
-        mount("none", "/", None, MS_REC | MS_SLAVE)
-        mount(str(path), _RESOLV_CONF, None, MS_BIND)
 
 
 def _victim(stack: ExitStack) -> int:
