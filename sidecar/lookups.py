@@ -7,7 +7,10 @@ import msgspec
 from sidecar.addresses import SocketAddress  # noqa: TC001 - msgspec looks at it
 from sidecar.flow import Verdict
 
-__all__ = ["Lookup"]
+__all__ = ["LEADING", "Lookup"]
+
+LEADING = frozenset({"A", "AAAA", "CNAME", "HTTPS", "PTR", "SRV", "SVCB"})
+"""The types of what a program asks for on its way to an address."""
 
 
 class Lookup(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
 """Which questions are answered here, which are refused, and which are asked further.
 
 A question is itself a message to whoever owns the name: what the policy can't allow on any
-port is therefore not sent to anybody, whatever its type.
+port is therefore not sent to anybody, whatever its type. Where nothing but an address that
+the name might lead to could be allowed, only what leads to addresses is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from twisted.names import dns
 
 from sidecar.addresses import parse_host
-from sidecar.dns.messages import EDE_FILTERED, ExtendedError, Reply
+from sidecar.dns.messages import EDE_FILTERED, ExtendedError, Reply, type_text
 from sidecar.errors import AddressError
+from sidecar.lookups import LEADING
 from sidecar.policy import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -89,7 +91,8 @@ def decide(question: Question, reach: Reach) -> Forward | Local | Refused:
     local = _local(question, name)
     if local is not None:
         return Local(local)
-    decision = reach.name(name)
+    leads = type_text(question.type) in LEADING
+    decision = reach.name(name, leads)
     address = _reversed_address(name)
     allowed = decision.outcome is not Outcome.DENY
     if address is not None and not (allowed and decision.rule is not None):
@@ -101,7 +104,9 @@ def decide(question: Question, reach: Reach) -> Forward | Local | Refused:
     hint = "" if decision.reason is Reason.DENIED_BY_RULE else address or host or ""
     advice = f"; to allow it: {hint}" if hint else ""
     error = ExtendedError(EDE_FILTERED, f"sidecar: denied: {decision.reason}{advice}")
-    reply = Reply(dns.ENAME, error=error)
+    # Where the name itself may be asked for, there is one: only this type of it isn't told.
+    askable = not leads and reach.name(name, True).outcome is not Outcome.DENY
+    reply = Reply(dns.OK if askable else dns.ENAME, error=error)
     return Refused(reply, decision.reason.value, decision.rule_with_place, hint)
 
 

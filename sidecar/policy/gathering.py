@@ -17,6 +17,7 @@ from sidecar.addresses import parse_host
 from sidecar.errors import AddressError
 from sidecar.flow import FlowEnd, HostSource, ListenerKind, Protocol, Verdict
 from sidecar.interfaces import IDNSObserver, IFlowObserver
+from sidecar.lookups import LEADING
 from sidecar.policy.decisions import Outcome
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Seen(msgspec.Struct, kw_only=True):
         addresses: Where it led, canonical, in the order found.
         raw: Whether every client spoke something that has no place for a name.
         ech: Whether some name may have been a front for another.
+        leads: Whether all that was looked up of it could lead to an address.
         muddled: Whether some client's first bytes were such that the policy denies it
             where it needs the name.
         times: How many connections, or lookups.
@@ -76,6 +78,7 @@ class Seen(msgspec.Struct, kw_only=True):
     addresses: dict[str, None] = msgspec.field(default_factory=dict)
     raw: bool = True
     ech: bool = False
+    leads: bool = True
     muddled: bool = False
     times: int = 0
     failed: int = 0
@@ -173,6 +176,7 @@ class Gatherer:
                 return
             seen = self._lookups[host] = Seen(host=host, owned=True, port=None)
         seen.lead_to(lookup.addresses)
+        seen.leads &= lookup.type in LEADING
         seen.times += 1
 
     def _is_owned(self, flow: Flow, host: str, address: str) -> bool:

@@ -65,12 +65,37 @@ class PortIndex:
         """Find the rule for a port."""
         return self._rules[bisect_right(self._starts, port) - 1]
 
+    @property
+    def edges(self) -> Sequence[int]:
+        """The ports where another rule begins to match, or none."""
+        return self._starts
+
+    @property
+    def gaps(self) -> list[int]:
+        """The ports where some rule begins to match after none did, and the other way round."""
+        found: list[int] = []
+        covered = False
+        for start, rule in zip(self._starts, self._rules, strict=True):
+            if (rule is not None) is not covered:
+                covered = not covered
+                found.append(start)
+        return found
+
 
 def _by_port(rules: Sequence[Rule]) -> Rule | PortIndex:
     """One rule with few ports is its own index."""
     if len(rules) == 1 and len(rules[0].ports) <= _FEW_PORTS:
         return rules[0]
     return PortIndex(rules)
+
+
+def _edges(entry: Rule | PortIndex | None) -> Iterable[int]:
+    """Where, among the ports, what the entry has to say may change."""
+    if entry is None:
+        return ()
+    if isinstance(entry, PortIndex):
+        return entry.edges
+    return [edge for first, last in entry.ports for edge in (first, last + 1)]
 
 
 class NameIndex:
@@ -99,6 +124,20 @@ class NameIndex:
     def covers(self, port: int) -> bool:
         """Whether some name could match on this port."""
         return self._ports.match(port) is not None
+
+    @property
+    def gaps(self) -> list[int]:
+        """Where, among the ports, `covers` changes its answer."""
+        return self._ports.gaps
+
+    def edges(self, host: str) -> set[int]:
+        """Where, among the ports, the rule for a name may be another."""
+        found = set(_edges(self._exact.get(host)))
+        dot = host.find(".")
+        while dot >= 0:
+            found.update(_edges(self._below.get(host[dot + 1 :])))
+            dot = host.find(".", dot + 1)
+        return found
 
     def match(self, host: str, port: int) -> Rule | None:
         """Find the rule for a canonical name and a port."""
@@ -174,6 +213,15 @@ class NetworkIndex:
             node = node.parent
         return None
 
+    def edges(self, packed: bytes) -> set[int]:
+        """Where, among the ports, the rule for an address may be another."""
+        found: set[int] = set()
+        node = self._nodes[bisect_right(self._starts, packed) - 1]
+        while node is not None:
+            found.update(_edges(node.entry))
+            node = node.parent
+        return found
+
 
 class RuleIndex:
     """A list of rules, all allow or all deny.
@@ -185,7 +233,7 @@ class RuleIndex:
         names: Those for names.
     """
 
-    __slots__ = ("_any", "_classes", "_ports", "_v4", "_v6", "names")
+    __slots__ = ("_any", "_classes", "_ports", "_several", "_v4", "_v6", "names")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         names: list[Rule] = []
@@ -204,7 +252,9 @@ class RuleIndex:
             if found:
                 self._classes[kind] = PortIndex(found)
         self._any = PortIndex(by_kind[HostKind.ANY])
-        self._ports = PortIndex(by_kind[HostKind.NETWORK] + by_kind[HostKind.CLASS])
+        networks, classes = by_kind[HostKind.NETWORK], by_kind[HostKind.CLASS]
+        self._ports = PortIndex(networks + classes)
+        self._several = PortIndex([rule for rule in networks if not _is_single(rule)] + classes)
 
     def match_any(self, port: int) -> Rule | None:
         """Find a ``*`` rule for a port."""
@@ -213,6 +263,31 @@ class RuleIndex:
     def covers_some_address(self, port: int) -> bool:
         """Whether a rule for some addresses, but not all, has this port."""
         return self._ports.match(port) is not None
+
+    def covers_network(self, port: int) -> bool:
+        """Whether a rule for several addresses, but not all, has this port."""
+        return self._several.match(port) is not None
+
+    @property
+    def any_edges(self) -> Sequence[int]:
+        """Where, among the ports, `match_any` may find another rule."""
+        return self._any.edges
+
+    @property
+    def network_gaps(self) -> list[int]:
+        """Where, among the ports, `covers_network` changes its answer."""
+        return self._several.gaps
+
+    def edges(self, packed: bytes) -> set[int]:
+        """Where, among the ports, the rule for an address may be another."""
+        is_ipv4 = len(packed) == _IPV4_OCTETS
+        found = (self._v4 if is_ipv4 else self._v6).edges(packed)
+        if not is_ipv4:
+            for inside in embedded(packed):
+                found |= self._v4.edges(inside)
+        for kind in {classify(packed), *deny_classes(packed)} & self._classes.keys():
+            found.update(self._classes[kind].edges)
+        return found.union(self._any.edges)
 
     def match_address(self, packed: bytes, port: int) -> Rule | None:
         """Find the rule that names an address as it is: what an allow rule takes."""
@@ -243,3 +318,9 @@ class RuleIndex:
                 if found is not None and (rule := found.match(port)) is not None:
                     return rule
         return self._any.match(port)
+
+
+def _is_single(rule: Rule) -> bool:
+    """Whether a rule for a network has a single address."""
+    network = cast("IPNetwork", rule.host)
+    return network.prefixlen == network.max_prefixlen

@@ -186,7 +186,7 @@ class _Missing:
         for seen in given:
             if seen.host is None:
                 continue
-            decision = reach.name(seen.host)
+            decision = reach.name(seen.host, seen.leads)
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {seen.host}", decision.reason, decision)
                 continue

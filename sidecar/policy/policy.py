@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sidecar.flow import Flow
     from sidecar.policy.rules import Rule
 
-__all__ = ["Choice", "Default", "Policy"]
+__all__ = ["Choice", "Default", "Policy", "Through"]
 
 
 class Default(Enum):
@@ -53,6 +53,14 @@ class Choice(Enum):
 
     ALLOW = "allow"
     DENY = "deny"
+
+
+class Through(Enum):
+    """Which allow rules for addresses count for a name that could lead there."""
+
+    ADDRESSES = "addresses"
+    NETWORKS = "networks"  # classes as well; not those for a single address
+    NOTHING = "nothing"
 
 
 _ALLOW_DEFAULT = Decision(Outcome.ALLOW, Reason.DEFAULT)
@@ -234,13 +242,16 @@ class Policy:
             return _deny(_reason_of_class(packed), address, port, rule)
         return Decision(Outcome.ALLOW, Reason.RULE, rule, by_name=True)
 
-    def judge_name(self, host: str, port: int, *, ech: bool = False) -> Decision:
+    def judge_name(
+        self, host: str, port: int, *, ech: bool = False, through: Through = Through.ADDRESSES
+    ) -> Decision:
         """Judge a name whose address is not known yet: before it is resolved.
 
         Args:
             host: The canonical name.
             port: 1 to 65535.
             ech: Whether the name may be a front for another.
+            through: Where it counts that it could lead to.
 
         Returns:
             DENY if no address could make it allowed; ALLOW if every address would do;
@@ -262,11 +273,44 @@ class Policy:
         rule = allow.names.match(host, port)
         named = None if hidden else rule
         by_default = self.default is not Default.DENY and default_allows
-        if named is not None or by_default or allow.covers_some_address(port):
+        if named is not None or by_default or self._may_lead_to_some(port, through):
             return _need_address(named)
         if hidden and (rule is not None or self.default is not Default.DENY):
             return Decision(Outcome.DENY, Reason.ECH, rule)
         return _deny(Reason.DEFAULT, host, port)
+
+    def edges(self, host: str | None, address: str | None) -> set[int]:
+        """Tell for which ports all answers of one kind are alike, without looking at every rule.
+
+        Args:
+            host: A canonical name; None for none.
+            address: A canonical address: for `judge`; None for `judge_name`.
+
+        Returns:
+            The first ports of stretches in each of which the answer is the same, with
+            others perhaps that are no ports; without the stretches of rules for addresses
+            where none is given (`network_edges`).
+        """
+        allow, deny = self._allow, self._deny
+        found = {1, *allow.any_edges, *deny.any_edges}
+        if host is not None:
+            found |= allow.names.edges(host) | deny.names.edges(host) | self._private.edges(host)
+        if address is not None:
+            packed = pack(address)
+            found |= allow.edges(packed) | deny.edges(packed)
+            if host is None and not self._name_needed:
+                found.update(allow.names.gaps)
+        return found
+
+    def network_edges(self) -> list[int]:
+        """Tell likewise where allow rules for networks and classes begin and end."""
+        return self._allow.network_gaps
+
+    def _may_lead_to_some(self, port: int, through: Through) -> bool:
+        """Whether an allow rule for addresses, of those that count, has this port."""
+        if through is Through.ADDRESSES:
+            return self._allow.covers_some_address(port)
+        return through is Through.NETWORKS and self._allow.covers_network(port)
 
     def _may_lead(self, host: str, port: int, is_public: bool) -> bool:
         """Whether an allow rule for this name could lead to such an address."""

@@ -1,7 +1,8 @@
 """Could this be allowed on any port at all? For questions that come before a port is known.
 
 An answer changes only where a rule's ports begin or end, so one port of each such stretch
-is asked for: a handful, in most policies one or two.
+is asked for; of the rules that have the name or the address, which are a handful however
+many there are.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING
 
 from sidecar.flow import Protocol
 from sidecar.policy.decisions import Outcome
+from sidecar.policy.policy import Default, Through
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sidecar.policy.decisions import Decision
     from sidecar.policy.policy import Policy
 
@@ -37,29 +41,30 @@ class Reach:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        edges = {1}
-        for rule in (*policy.allow, *policy.deny):
-            for first, last in rule.ports:
-                edges.update((first, last + 1))
-        self._ports = sorted(port for port in edges if 1 <= port <= _LAST)
-        if _HTTPS in edges:
-            self._ports.insert(0, _HTTPS)
+        # Where rules for networks, which any name may lead to, begin and end.
+        self._network_ports = _ports(policy.network_edges())
         self.name = lru_cache(_REMEMBERED)(self._name)
         self.address = lru_cache(_REMEMBERED)(self._address)
 
-    def _name(self, host: str) -> Decision:
-        """Judge a name whose addresses are not known yet.
+    def _name(self, host: str, leads: bool = True) -> Decision:  # noqa: FBT002 - cached
+        """Judge a name whose addresses are not known yet, for a lookup of it.
+
+        A rule for a single address doesn't let names be looked up that might lead there:
+        that would be all of them. One for a network or a class does.
 
         Args:
             host: Canonical.
+            leads: Whether what is looked up could lead to an address; if not, rules for
+                networks and classes don't count, either.
 
         Returns:
             Of all ports, the first answer that isn't DENY (NEED_MORE: the addresses decide); with
             a rule for the name if there is one; the DENY of one port if there is no other.
         """
+        through = Through.NETWORKS if leads else Through.NOTHING
         best: Decision | None = None
-        for port in self._ports:
-            decision = self.policy.judge_name(host, port)
+        for port in (_HTTPS, *_ports(self.policy.edges(host, None))):
+            decision = self.policy.judge_name(host, port, through=through)
             if decision.outcome is not Outcome.DENY and decision.rule is not None:
                 return decision
             if best is None or (
@@ -67,6 +72,11 @@ class Reach:
             ):
                 best = decision
         assert best is not None  # noqa: S101 - there is at least one port
+        if best.outcome is Outcome.DENY and leads and self.policy.default is Default.DENY:
+            for port in self._network_ports:
+                decision = self.policy.judge_name(host, port, through=through)
+                if decision.outcome is not Outcome.DENY:
+                    return decision
         return best
 
     def _address(self, address: str, host: str | None) -> Decision:
@@ -80,10 +90,15 @@ class Reach:
             ALLOW of the first port that has it; else the DENY of one port.
         """
         best: Decision | None = None
-        for port in self._ports:
+        for port in (_HTTPS, *_ports(self.policy.edges(host, address))):
             decision = self.policy.judge(address, port, host=host, protocol=Protocol.TCP)
             if decision.outcome is Outcome.ALLOW:
                 return decision
             best = best or decision
         assert best is not None  # noqa: S101 - there is at least one port
         return best
+
+
+def _ports(edges: Iterable[int]) -> list[int]:
+    """Those that are ports, in order."""
+    return sorted(port for port in edges if 1 <= port <= _LAST)

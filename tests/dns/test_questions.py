@@ -4,7 +4,7 @@ import pytest
 from askers import policy
 from twisted.names import dns
 
-from sidecar.dns.messages import HTTPS, Question
+from sidecar.dns.messages import HTTPS, SVCB, Question
 from sidecar.dns.questions import Forward, Local, Refused, decide
 from sidecar.policy.reach import Reach
 
@@ -89,8 +89,8 @@ class TestForward:
             (b"a.example", "a.example:443"),
             (b"x.a.example", "*.a.example:443"),
             (b"my printer.a.example", "*.a.example"),
-            (b"anything.example", "10.0.0.1:22"),
-            (b"1.0.0.10.in-addr.arpa", "10.0.0.1:22"),
+            (b"anything.example", "10.0.0.0/8:22"),
+            (b"1.0.0.10.in-addr.arpa", "10.0.0.0/8:22"),
             (b"1.0.0.10.in-addr.arpa", "*.in-addr.arpa"),
         ],
     )
@@ -114,6 +114,41 @@ class TestRefused:
     def test_not_allowed(self, name: bytes) -> None:
         """What no rule could is not."""
         assert isinstance(decided(name, default="deny", allow=("a.example:443",)), Refused)
+
+    @pytest.mark.parametrize("kind", [dns.A, dns.AAAA, dns.CNAME, HTTPS, SVCB, dns.SRV, dns.PTR])
+    @pytest.mark.parametrize("rule", ["10.0.0.0/8:5432", "private", "[fd00::/8]:22"])
+    def test_through_networks(self, kind: int, rule: str) -> None:
+        """Any name might lead into a network; so what leads to addresses is asked for."""
+        assert isinstance(decided(b"db.example", kind, "deny", (rule,)), Forward)
+
+    @pytest.mark.parametrize(
+        "kind", [dns.TXT, dns.MX, dns.NULL, dns.NS, dns.SOA, dns.NAPTR, dns.ALL_RECORDS, 65280]
+    )
+    def test_leading_nowhere(self, kind: int) -> None:
+        """What leads nowhere isn't, until a rule for the name allows it; the name exists."""
+        found = decided(b"c2VjcmV0.example", kind, "deny", ("private", "10.0.0.0/8"))
+        assert isinstance(found, Refused)
+        assert (dns.OK, (), "c2vjcmv0.example") == (
+            *(found.reply.rcode, found.reply.answers),
+            found.hint,
+        )
+        assert found.reply.error is not None
+        assert found.reply.error.text.endswith("to allow it: c2vjcmv0.example")
+        for name in (".example", "*"):
+            assert isinstance(
+                decided(b"c2VjcmV0.example", kind, "deny", ("private", name)), Forward
+            )
+
+    @pytest.mark.parametrize("kind", [dns.A, dns.TXT])
+    @pytest.mark.parametrize("rule", ["10.0.0.5:5432", "198.51.100.200", "[2001:db8::1]:443"])
+    def test_single_address(self, kind: int, rule: str) -> None:
+        """A rule for one address opens no names, but its own."""
+        found = decided(b"c2VjcmV0.example", kind, "deny", (rule,))
+        assert isinstance(found, Refused)
+        assert (dns.ENAME, "c2vjcmv0.example") == (found.reply.rcode, found.hint)
+        allowed = ("10.0.0.5:5432",)
+        assert isinstance(decided(b"5.0.0.10.in-addr.arpa", dns.PTR, "deny", allowed), Forward)
+        assert isinstance(decided(b"6.0.0.10.in-addr.arpa", dns.PTR, "deny", allowed), Refused)
 
     @pytest.mark.parametrize(
         "name",

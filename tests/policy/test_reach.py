@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from askers import policy
 from hypothesis import given
@@ -7,9 +9,23 @@ from hypothesis import strategies as st
 
 from sidecar.flow import Protocol
 from sidecar.policy import Outcome
+from sidecar.policy.policy import Through
 from sidecar.policy.reach import Reach
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PUBLIC, PRIVATE = "93.184.216.34", "10.0.0.1"
+
+
+def _noting(call: Callable[..., Any], calls: list[object]) -> Callable[..., Any]:
+    """The same, with a list of its calls."""
+
+    def noted(*arguments: object, **more: object) -> object:
+        calls.append((arguments, more))
+        return call(*arguments, **more)
+
+    return noted
 
 
 class TestName:
@@ -24,7 +40,13 @@ class TestName:
             ("deny", ["a.example:443"], ["*:443"], False),
             ("deny", ["a.example:443"], ["a.example:25"], True),
             ("deny", ["a.example:80,443"], [".example:443"], True),
-            ("deny", ["10.0.0.1:5432"], [], True),
+            # Any name might lead there: but for one address not all names are opened.
+            ("deny", ["10.0.0.1:5432"], [], False),
+            ("deny", ["10.0.0.1/32", "[2001:db8::1]:443", "[2001:db8::1/128]"], [], False),
+            ("deny", ["10.0.0.0/31:5432"], [], True),
+            ("deny", ["10.0.0.0/8:5432"], ["a.example:1-5431,5433-65535"], True),
+            ("deny", ["10.0.0.0/8:5432"], ["a.example:5432"], False),
+            ("deny", ["private:5432"], [], True),
             ("deny", ["*:22"], [], True),
             ("public", [], [], True),
             ("public", [], ["a.example"], False),
@@ -40,6 +62,37 @@ class TestName:
         """A name is in reach if some port could be allowed for it."""
         decision = Reach(policy(default, allow, deny)).name("a.example")
         assert expected == (decision.outcome is not Outcome.DENY)
+
+    @pytest.mark.parametrize(
+        ("default", "allow", "expected"),
+        [
+            ("deny", ["10.0.0.0/8"], False),
+            ("deny", ["public", "[2000::/3]"], False),
+            ("deny", ["*:443"], True),
+            ("deny", ["10.0.0.0/8", "a.example:443"], True),
+            ("public", [], True),
+            ("allow", [], True),
+        ],
+    )
+    def test_leading_nowhere(self, default: str, allow: list[str], expected: bool) -> None:
+        """What can't lead to an address needs more than a rule for addresses."""
+        decision = Reach(policy(default, allow)).name("a.example", False)
+        assert expected == (decision.outcome is not Outcome.DENY)
+
+    def test_many_ports(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a name and an address, only what their own rules say of ports is looked at."""
+        rules = [f"h{port}.example:{port}" for port in range(1, 9999, 2)]
+        rules += [f"10.{port >> 8}.{port & 255}.1:{port}" for port in range(1, 9999, 2)]
+        made = policy("deny", rules, rules[::3])
+        judged: list[object] = []
+        for name in ("judge_name", "judge"):
+            monkeypatch.setattr(made, name, _noting(getattr(made, name), judged))
+        reach = Reach(made)
+        assert reach.name("h5.example").outcome is not Outcome.DENY
+        assert reach.name("other.example").outcome is Outcome.DENY
+        assert reach.address("10.0.7.1", None).outcome is Outcome.ALLOW
+        assert reach.address("10.9.9.9", "other.example").outcome is Outcome.DENY
+        assert len(judged) < 16
 
     def test_rule(self) -> None:
         """A rule for the name is told even if the default would do."""
@@ -83,7 +136,7 @@ _PORTS = st.builds(
     lambda pair: f"{min(pair)}-{max(pair)}", st.tuples(st.integers(1, 65535), st.integers(1, 65535))
 )
 _HOSTS = st.sampled_from(
-    ["a.example", "*.example", "b.example", "*", PUBLIC, "10.0.0.0/8", "public"]
+    ["a.example", "*.example", "b.example", "*", PUBLIC, PRIVATE, "10.0.0.0/8", "public"]
 )
 _RULES = st.lists(st.builds("{}:{}".format, _HOSTS, _PORTS), max_size=4)
 
@@ -93,8 +146,10 @@ def test_nothing_missed(default: str, allow: list[str], deny: list[str], port: i
     """What some port allows is in reach, whichever port it is."""
     rules = policy(default, allow, deny)
     reach = Reach(rules)
-    if rules.judge_name("a.example", port).outcome is not Outcome.DENY:
-        assert reach.name("a.example").outcome is not Outcome.DENY
+    for leads, through in ((True, Through.NETWORKS), (False, Through.NOTHING)):
+        judged = rules.judge_name("a.example", port, through=through)
+        if judged.outcome is not Outcome.DENY:
+            assert reach.name("a.example", leads).outcome is not Outcome.DENY
     for address in (PUBLIC, PRIVATE):
         judged = rules.judge(address, port, host="a.example", protocol=Protocol.TCP)
         if judged.outcome is Outcome.ALLOW:
