@@ -17,6 +17,7 @@ from sidecar.config import Verify
 from sidecar.dns.service import start_dns
 from sidecar.errors import SidecarError, SummaryError
 from sidecar.flow import ListenerKind
+from sidecar.host_addresses import HostAddresses
 from sidecar.linux.processes import ProcessFinder
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
@@ -150,8 +151,12 @@ class _Session:
             reactor, self._observer(observers), mark=config.mark or None, limits=config.limits
         )
         resolver = SystemResolver(reactor, reactor)
+        addresses = HostAddresses(
+            reactor,
+            lambda: setattr(judge, "policy", judge.policy.with_own(addresses.current)),
+        )
         judge = Judge(
-            config.policy.build(Default.PUBLIC),
+            config.policy.build(Default.PUBLIC, addresses.current),
             ServedFirst(served, self._verifier(runtime, resolver)),
             silence=config.limits.silence,
             patience=config.limits.patience,
@@ -193,6 +198,7 @@ class _Session:
             await dns.stop()
             runtime.close()
             resolver.close()
+            addresses.close()
             self._processes.close()
             await self._view.stop()
             if log is not None:
