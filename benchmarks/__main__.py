@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from benchmarks import exec as exec_
 from benchmarks import hello, http, peek, policy, tcp
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     peek.add_parser(commands)
     http.add_parser(commands)
     policy.add_parser(commands)
+    exec_.add_parser(commands)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _leave)  # so that what was started is ended
     try:

@@ -31,8 +31,13 @@ def missing(wanted: Origin) -> str | None:
 
 
 @contextmanager
-def origin(wanted: Origin, directory: Path) -> Iterator[int]:
+def origin(wanted: Origin, directory: Path, host: str = HOST) -> Iterator[int]:
     """Run an origin until the block ends.
+
+    Args:
+        wanted: Which.
+        directory: For its files.
+        host: The address that it listens on; the echo is on `HOST` alone.
 
     Yields:
         Its port.
@@ -42,16 +47,16 @@ def origin(wanted: Origin, directory: Path) -> Iterator[int]:
     """
     port = free_port()
     if wanted is Origin.IPERF:
-        command = ["iperf3", "-s", "-B", HOST, "-p", str(port)]
+        command = ["iperf3", "-s", "-B", host, "-p", str(port)]
     elif wanted is Origin.ECHO:
         command = [sys.executable, "-m", "benchmarks.echo", str(port)]
     else:
-        command = _http_command(directory, port)
+        command = _http_command(directory, host, port)
     with running(f"origin-{wanted.value}", command, directory, [port]):
         yield port
 
 
-def _http_command(directory: Path, port: int) -> list[str]:
+def _http_command(directory: Path, host: str, port: int) -> list[str]:
     temporary = "".join(
         f"    {kind}_temp_path {directory}/{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -69,7 +74,7 @@ http {{
     access_log off;
 {temporary}\
     server {{
-        listen {HOST}:{port} backlog=1024;
+        listen {host}:{port} backlog=1024;
         return 200 "{HTTP_BODY.decode().strip()}\\n";
     }}
 }}

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
+from zope.interface import implementer
+
+from sidecar.interfaces import IFlowObserver, IOpeningObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["Admission", "default_limit"]
+    from sidecar.flow import Flow
+
+__all__ = ["Admission", "ConnectionCounter", "default_limit"]
 
 # A relayed connection has two sockets. One descriptor in ten is left for pipes,
 # logs and whatever else lives in the process.
@@ -127,3 +132,28 @@ class Admission:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+
+
+@implementer(IFlowObserver)
+class ConnectionCounter:
+    """Counts connections that end, whose flows stand for nothing else: others have their requests.
+
+    Args:
+        admission: Where they are counted.
+        observer: Told of their ends, if it wants to know.
+    """
+
+    _log = Logger()
+
+    def __init__(self, admission: Admission, observer: IFlowObserver | None) -> None:
+        self._admission = admission
+        self._opening: IOpeningObserver | None = IOpeningObserver(observer, None)
+
+    def flow_ended(self, flow: Flow) -> None:
+        """One is open no more."""
+        self._admission.closed()
+        if self._opening is not None:
+            try:
+                self._opening.connection_closed(flow)
+            except Exception:  # noqa: BLE001 - an observer can't be allowed to stop traffic
+                self._log.failure("bug in a flow observer")

@@ -148,6 +148,8 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         hint: With a denial, the text of an allow rule that would have allowed it; empty
             if none would.
         process: Who opened the connection; None where nobody looked, or it was gone.
+        connection: With an HTTP request, the flow of the connection that it came on, where
+            somebody wants to know; None for all others.
         upstream: The address dialled; None if none was.
         sent, received: Bytes from client to server, and back; known at the end.
         counts: Tells both while the flow is being relayed; None before and after.
@@ -180,6 +182,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     rule: str | None = None
     hint: str = ""
     process: Process | None = None
+    connection: Flow | None = None
     upstream: SocketAddress | None = None
     sent: int = 0
     received: int = 0
@@ -194,6 +197,15 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     def id(self) -> str:
         """8 hex digits of this process, a hyphen, the serial number in hex."""
         return f"{_process_prefix}-{self.serial:x}"
+
+    def amounts(self) -> tuple[int, int]:
+        """How many bytes it has carried by now: sent, received."""
+        return (self.sent, self.received) if self.counts is None else self.counts()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a server already."""
+        return self.counts is not None or self.upstream is not None
 
     def finish(self, end: FlowEnd) -> None:
         """End the flow and tell its observer; a second call changes nothing.

@@ -55,18 +55,29 @@ class IFlowObserver(Interface):
 
 
 class IOpeningObserver(IFlowObserver):
-    """An observer that is told of connections when they begin, too."""
+    """An observer that is told of connections and requests when they begin, too.
+
+    Called in the reactor thread; must not block. What it raises is logged and otherwise
+    ignored.
+    """
 
     def flow_opened(flow: Flow) -> None:
-        """Take note of a connection that has just been accepted; nothing is decided yet.
+        """Take note of a connection, or an HTTP request on it; nothing is decided yet.
 
-        Called once a flow, in the reactor thread, before `flow_ended`; must not block.
-        Not called for connections that are refused without a look. What it raises is
-        logged and otherwise ignored.
+        Called once a flow, before `flow_ended`. Not called for connections that are refused
+        without a look, and requests that nobody can read.
 
         Args:
-            flow: Its source, destination and listener are set. May be kept until it
-                ends; ``counts`` says how it gets on.
+            flow: Its source and listener are set, and its destination where it is known. May
+                be kept until it ends; `Flow.amounts` says how it gets on. A request's has a
+                ``connection``; of that one only `connection_closed` will be told, then.
+        """
+
+    def connection_closed(flow: Flow) -> None:
+        """Take note that there will be no more requests.
+
+        Args:
+            flow: The connection's; told in the place of `flow_ended`.
         """
 
 
@@ -111,17 +122,6 @@ class IManyFlowsFactory(ISocketFactory):
     """
 
 
-class IPeekedProtocol(Interface):
-    """A protocol that wants to know what its client asks for; see `PeekFactory`."""
-
-    def peeked(flow: Flow) -> None:
-        """Take note of the client's facts; called once, before `makeConnection`.
-
-        Args:
-            flow: protocol, host, host_from, alpn, ja4, ech and problem are final.
-        """
-
-
 class IUpstream(Interface):
     """An upstream that knows by itself how it is reached."""
 
@@ -145,6 +145,17 @@ class ICancellable(Interface):
 
     def cancel() -> None:
         """Give up."""
+
+
+class IPeekedProtocol(Interface):
+    """A protocol that wants to know what its client asks for; see `PeekFactory`."""
+
+    def peeked(flow: Flow) -> None:
+        """Take note of the client's facts; called once, before `makeConnection`.
+
+        Args:
+            flow: protocol, host, host_from, alpn, ja4, ech and problem are final.
+        """
 
 
 class IDecisionStep(Interface):

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from sidecar.addresses import SocketAddress
+from sidecar.admission import ConnectionCounter
 from sidecar.destinations import NotIntercepted, OriginalDestination
 from sidecar.flow import Flow, FlowEnd, ListenerKind
 from sidecar.interfaces import (
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
     from twisted.python.failure import Failure
 
-    from sidecar.admission import Admission
     from sidecar.destinations import DestinationFinder
     from sidecar.interfaces import IRelayReactor
     from sidecar.runtime import Runtime
@@ -81,7 +81,9 @@ class FlowPort:
         self._sockets: ISocketFactory | None = ISocketFactory(factory, None)
         # Whom an accepted socket's flow tells of its end.
         self._told: IFlowObserver = (
-            _Counter(runtime.admission) if IManyFlowsFactory.providedBy(factory) else self
+            ConnectionCounter(runtime.admission, runtime.observer)
+            if IManyFlowsFactory.providedBy(factory)
+            else self
         )
         self._kind = ListenerKind.OUTBOUND if self._sockets is None else self._sockets.kind
         self._address = SocketAddress.from_kernel(sock.getsockname())
@@ -256,18 +258,6 @@ class FlowPort:
     def connection_lost(self) -> None:
         """A transport that we made has gone."""
         self._runtime.admission.closed()
-
-
-@implementer(IFlowObserver)
-class _Counter:
-    """Counts connections whose flows are others' (`IManyFlowsFactory`)."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-
-    def flow_ended(self, flow: Flow) -> None:  # noqa: ARG002 - it has no facts
-        """One connection fewer is open."""
-        self._admission.closed()
 
 
 class _InterceptedServer(tcp.Server):

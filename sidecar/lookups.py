@@ -23,7 +23,8 @@ class Lookup(msgspec.Struct, frozen=True):
         type: ``A``, ``AAAA``, ``HTTPS``, …; ``TYPE999`` for what has no name (RFC 3597 §5).
         rcode: ``NOERROR``, ``NXDOMAIN``, ``SERVFAIL``, …; ``RCODE22`` for what has no name.
         verdict: DENY if the policy let the question not be sent, or withheld an address and
-            nothing else was left.
+            nothing else was left; not for what a search list makes of a name that the policy
+            lets be asked for.
         reason: Why, as a reason code; "default" where no rule was asked.
         rule: The rule that decided, with its place; None if none did.
         hint: The text of a rule that would allow it; empty if none would.

@@ -109,6 +109,7 @@ class Stage:
         turning: Its reactor.
         rules: The policy.
         servers: Whom it asks.
+        search: The domains that programs append to names.
     """
 
     turning: Turning
@@ -116,6 +117,7 @@ class Stage:
     servers: list[NameServer]
     udp: list[socket.socket] = field(default_factory=list)
     tcp: list[socket.socket] = field(default_factory=list)
+    search: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self.seen = Seen()
@@ -138,6 +140,7 @@ class Stage:
             tcp=self.tcp,
             observer=self.seen,
             servers=lambda: self.servers,
+            search=lambda: self.search,
         )
         self.client.connect(self.udp_at)
         self.client.setblocking(False)

@@ -15,12 +15,13 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from sidecar.addresses import SocketAddress
+from sidecar.admission import ConnectionCounter
 from sidecar.config import Limits
 from sidecar.destinations import DestinationFinder, NotIntercepted, OriginalDestination
 from sidecar.errors import ProxyLoopDetected
 from sidecar.flow import DestinationSource, Flow, FlowEnd, ListenerKind, Verdict
 from sidecar.interfaces import IFlowObserver, IManyFlowsFactory, IOpeningObserver, ISocketFactory
-from sidecar.listening import FlowPort, _Counter, twisted_address
+from sidecar.listening import FlowPort, twisted_address
 from sidecar.relay.stream import ShutDown, SocketTransport
 from sidecar.runtime import Runtime
 
@@ -66,6 +67,9 @@ class EarlyObserver(Observer):
     def flow_opened(self, flow: Flow) -> None:
         self.opened.append(flow)
         raise ZeroDivisionError
+
+    def connection_closed(self, flow: Flow) -> None:
+        raise AssertionError(flow)
 
 
 @implementer(ISocketFactory)
@@ -328,7 +332,7 @@ class TestManyFlows:
         factory = ManyFlows(runtime)
         assert verifyObject(IManyFlowsFactory, factory)
         assert ISocketFactory.providedBy(factory)
-        assert verifyObject(IFlowObserver, _Counter(runtime.admission))
+        assert verifyObject(IFlowObserver, ConnectionCounter(runtime.admission, None))
         runtime.close()
 
     def test_counted(self, turning: Turning) -> None:

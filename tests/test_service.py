@@ -18,7 +18,7 @@ from sidecar.config import Config, HttpConfig, PolicyConfig, Verify
 from sidecar.errors import CertificateMismatch, ConfigError
 from sidecar.names.verifying import Certificate, Off, Redial
 from sidecar.policy import Default, parse_rule
-from sidecar.protocols.http.auth import Access
+from sidecar.protocols.http.access import Access
 from sidecar.service import SidecarService
 
 if TYPE_CHECKING:

@@ -20,6 +20,8 @@ from sidecar.lookups import LEADING
 from sidecar.policy import Outcome, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from sidecar.dns.messages import Question
     from sidecar.policy.reach import Reach
 
@@ -52,7 +54,7 @@ class Forward(NamedTuple):
 
 
 class Local(NamedTuple):
-    """Answered here; not a matter of policy.
+    """Answered here; no denial.
 
     Attributes:
         reply: The answer.
@@ -77,12 +79,17 @@ class Refused(NamedTuple):
     hint: str
 
 
-def decide(question: Question, reach: Reach) -> Forward | Local | Refused:
+def decide(
+    question: Question, reach: Reach, search: Callable[[], Sequence[str]] = tuple
+) -> Forward | Local | Refused:
     """Say what becomes of a question.
 
     Args:
         question: The client's.
         reach: What the policy could allow.
+        search: Tells the domains that resolvers append to names; looked at if need be. What
+            they make so of a name that may be asked for is nobody's wish: it is not asked
+            further, and no denial.
     """
     host, name = _hosts_of(question.name)
     if name is None:
@@ -101,6 +108,9 @@ def decide(question: Question, reach: Reach) -> Forward | Local | Refused:
         allowed = decision.outcome is Outcome.ALLOW
     if allowed:
         return Forward(host)
+    if decision.reason is not Reason.DENIED_BY_RULE and _is_searched(name, leads, reach, search()):
+        error = ExtendedError(EDE_FILTERED, "sidecar: a name of the search list; not asked for")
+        return Local(Reply(dns.ENAME, error=error))
     hint = "" if decision.reason is Reason.DENIED_BY_RULE else address or host or ""
     advice = f"; to allow it: {hint}" if hint else ""
     error = ExtendedError(EDE_FILTERED, f"sidecar: denied: {decision.reason}{advice}")
@@ -130,6 +140,15 @@ def _hosts_of(name: bytes) -> tuple[str | None, str | None]:
     if not isinstance(judged, str):
         return None, None
     return (judged if substitute == lower else None), judged
+
+
+def _is_searched(name: str, leads: bool, reach: Reach, search: Sequence[str]) -> bool:
+    """Whether a name is one that may be asked for, with a domain of the search list."""
+    for domain in search:
+        meant = name.removesuffix(f".{domain}")
+        if meant != name and reach.name(meant, leads).outcome is not Outcome.DENY:
+            return True
+    return False
 
 
 def _is_below(name: str, suffixes: tuple[str, ...]) -> bool:

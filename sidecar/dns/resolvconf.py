@@ -1,4 +1,7 @@
-"""Which name servers does the host ask? resolv.conf(5), read again when it changes."""
+"""Which name servers does the host ask, and what does it append to names? resolv.conf(5).
+
+The file is read again when it changes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["NameServer", "NameServers", "parse_name_servers"]
+from sidecar.addresses import parse_host
+from sidecar.errors import AddressError
+
+__all__ = ["NameServer", "NameServers", "parse_name_servers", "parse_search"]
 
 _PATH = Path("/etc/resolv.conf")
 _PORT = 53
@@ -14,6 +20,8 @@ _PORT = 53
 _MOST = 3
 _DEFAULT = "127.0.0.1"
 _SIZE_MAX = 1 << 16
+# Domains of a search list that count; glibc takes as many as there are.
+_DOMAINS_MAX = 64
 
 
 class NameServer(NamedTuple):
@@ -62,8 +70,31 @@ def parse_name_servers(text: str) -> tuple[NameServer, ...]:
     return tuple(found[:_MOST])
 
 
+def parse_search(text: str, hostname: str) -> tuple[str, ...]:
+    """The domains that resolvers append to names, canonical.
+
+    Args:
+        text: A resolv.conf. Of ``search`` and ``domain``, the last counts.
+        hostname: The machine's: if there is neither, what follows its first dot is it.
+    """
+    domains = [hostname.partition(".")[2]]
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] in {"search", "domain"}:
+            domains = words[1:] if words[0] == "search" else words[1:2]
+    found = []
+    for domain in domains[:_DOMAINS_MAX]:
+        try:
+            host = parse_host(domain)
+        except AddressError:
+            continue
+        if isinstance(host, str):
+            found.append(host)
+    return tuple(found)
+
+
 class NameServers:
-    """The host's name servers now.
+    """The host's name servers now, and its search list.
 
     Args:
         path: A file in the format of resolv.conf(5).
@@ -73,9 +104,19 @@ class NameServers:
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         self._servers = parse_name_servers("")
+        self._search = parse_search("", socket.gethostname())
 
     def __call__(self) -> tuple[NameServer, ...]:
         """Look whether the file has changed, and tell whom to ask."""
+        self._look()
+        return self._servers
+
+    def search(self) -> tuple[str, ...]:
+        """Likewise, tell which domains programs append to names."""
+        self._look()
+        return self._search
+
+    def _look(self) -> None:
         try:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
@@ -83,8 +124,8 @@ class NameServers:
                 with self._path.open("rb") as file:
                     text = file.read(_SIZE_MAX).decode("ascii", "replace")
                 self._servers = parse_name_servers(text)
+                self._search = parse_search(text, socket.gethostname())
                 self._stamp = stamp
         except OSError:
             # Gone for a moment, or for good: those that were known are the best guess.
             self._stamp = None
-        return self._servers

@@ -34,7 +34,7 @@ from sidecar.lookups import Lookup
 from sidecar.policy.reach import Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
@@ -78,6 +78,7 @@ class Answerer:
         policy: Tells which one is in force.
         served: Takes note of every address that is given out.
         forwarder: Asks the host's name servers.
+        search: Tells the domains that programs append to names.
         observer: Told of every question; None for nobody.
     """
 
@@ -89,12 +90,14 @@ class Answerer:
         policy: Callable[[], Policy],
         served: Served,
         forwarder: Forwarder,
+        search: Callable[[], Sequence[str]],
         observer: IDNSObserver | None = None,
     ) -> None:
         self._clock = clock
         self._policy = policy
         self._served = served
         self._forwarder = forwarder
+        self.search = search
         self._observer = observer
         self._reach = Reach(policy())
 
@@ -169,7 +172,7 @@ class _Answering:
     def start(self) -> None:
         """Judge the question, and answer it or pass it on."""
         try:
-            found = decide(self.question, self._answerer.reach)
+            found = decide(self.question, self._answerer.reach, self._answerer.search)
         except Exception:  # noqa: BLE001 - refuse, which is the safe side
             self._log.failure("bug while a DNS question was being judged; refused")
             self._finish(Reply(dns.ESERVER))

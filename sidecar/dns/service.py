@@ -69,6 +69,7 @@ def start_dns(
     tcp: Iterable[socket.socket],
     observer: IDNSObserver | None = None,
     servers: Callable[[], Sequence[NameServer]] | None = None,
+    search: Callable[[], Sequence[str]] | None = None,
 ) -> RunningDNS:
     """Begin to answer.
 
@@ -81,10 +82,12 @@ def start_dns(
         tcp: Listening. Ours from here on.
         observer: Told of every question.
         servers: Tells whom to ask; None for the host's (/etc/resolv.conf).
+        search: Tells which domains programs append to names; None for the host's.
     """
     reactor = runtime.reactor
-    forwarder = Forwarder(cast("IAskingReactor", reactor), runtime.poller, servers or NameServers())
-    answerer = Answerer(reactor, policy, served, forwarder, observer)
+    host = NameServers()
+    forwarder = Forwarder(cast("IAskingReactor", reactor), runtime.poller, servers or host)
+    answerer = Answerer(reactor, policy, served, forwarder, search or host.search, observer)
     datagrams = [DatagramServer(runtime.poller, sock, answerer) for sock in udp]
     streams = StreamServerFactory(reactor, answerer)
     ports = []

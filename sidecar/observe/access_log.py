@@ -24,12 +24,13 @@ from sidecar.flow import (  # noqa: TC001 - msgspec reads the annotations
 )
 from sidecar.interfaces import IFlowObserver
 from sidecar.observe.line_writer import LineWriter
+from sidecar.observe.styles import printable
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["BATCH_LINES", "FLUSH_DELAY", "AccessLog", "Record"]
+__all__ = ["BATCH_LINES", "FLUSH_DELAY", "AccessLog", "Client", "Record"]
 
 # Seconds that a line may wait for company: long enough to write once for many
 # flows, too short for a reader to notice.
@@ -46,6 +47,15 @@ _ALPN_NAME_MAX = 64
 # below the 4096 bytes that enter a pipe in one piece (PIPE_BUF).
 _METHOD_MAX = 32
 _PATH_MAX = 1024
+# Characters, of 15 bytes that the kernel keeps of it.
+_COMMAND_MAX = 64
+
+
+class Client(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """The process that connected."""
+
+    pid: int
+    command: str
 
 
 class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, omit_defaults=True):
@@ -71,6 +81,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, 
     received: int
     seconds: float
     end: FlowEnd | None
+    process: Client | None
     method: str | None = None
     path: str | None = None
     status: int | None = None
@@ -84,7 +95,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, 
             paths: Whether HTTP requests are taken down with their path and query.
         """
         source, destination, upstream = flow.source, flow.destination, flow.upstream
-        method, target = flow.method, flow.target if paths else None
+        method, target, process = flow.method, flow.target if paths else None, flow.process
         # By position: twenty keywords would cost as much as all the rest.
         return cls(
             1,
@@ -107,6 +118,7 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, 
             flow.received,
             int(flow.seconds * _MICROSECONDS) / _MICROSECONDS,
             flow.end,
+            None if process is None else Client(process.pid, printable(process.name, _COMMAND_MAX)),
             None if method is None else _method(method),
             None if target is None else _escape(target, _PATH_MAX),
             flow.status,

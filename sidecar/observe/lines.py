@@ -13,7 +13,8 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from sidecar.flow import FlowEnd, Verdict
+from sidecar.flow import Verdict
+from sidecar.observe.requests import FAILURES, Requests
 from sidecar.observe.styles import Style, amount, duration, printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sidecar.observe.styles import Look
 
 __all__ = [
-    "FAILURES",
     "HOST_MAX",
     "PREFIX",
     "Lines",
@@ -47,18 +47,6 @@ _OTHERS_WIDTH = 56
 _PROCESS_MAX = 24
 _RULE_MAX = 120
 _INDENT = " " * 14
-
-FAILURES = frozenset(
-    {
-        FlowEnd.CONNECTION_REFUSED,
-        FlowEnd.CONNECTION_TIMEOUT,
-        FlowEnd.DESTINATION_UNROUTABLE,
-        FlowEnd.DNS_ERROR,
-        FlowEnd.DNS_TIMEOUT,
-        FlowEnd.PROTOCOL_ERROR,
-    }
-)
-"""How a connection that was allowed ends without having come about."""
 
 _WORDS = {
     "default": "no rule allows it",
@@ -88,17 +76,16 @@ class Lines:
     def flow(self, flow: Flow) -> str:
         """A connection that has ended."""
         if flow.verdict is Verdict.DENY:
-            text = _denial(flow.reason, flow.rule, flow.hint)
+            text = _again(flow) + _denial(flow.reason, flow.rule, flow.hint)
             line = self._denied(goal(flow), flow.protocol.value, text, flow.process)
         elif flow.end in FAILURES:
             words = flow.end.value.replace("_", " ")
             start = self._start("fail", Style.ODD, goal(flow))
-            line = self._joined(
-                start, f"{flow.protocol.value:4} {words}, {duration(flow.seconds)}", flow.process
-            )
+            text = f"{_again(flow)}{words}, {duration(flow.seconds)}"
+            line = self._joined(start, f"{flow.protocol.value:4} {text}", flow.process)
         else:
             start = self._start("allow", Style.GOOD, goal(flow))
-            counts = self._counts(flow.sent, flow.received, flow.seconds)
+            counts = self._counts(flow.sent, flow.received, flow.seconds) + _times(flow)
             line = self._joined(start, f"{flow.protocol.value:4} {counts}", flow.process)
         return line + self._more(flow)
 
@@ -109,10 +96,10 @@ class Lines:
             flow: Its facts.
             now: What the monotonic clock says.
         """
-        verdict = "wait" if flow.counts is None else "open"
+        verdict = "open" if flow.connected else "wait"
         start = self._start(verdict, Style.BUSY, goal(flow))
-        sent, received = (0, 0) if flow.counts is None else flow.counts()
-        counts = self._counts(sent, received, now - flow.started_monotonic)
+        sent, received = flow.amounts()
+        counts = self._counts(sent, received, now - flow.started_monotonic) + _times(flow)
         return self._joined(start, f"{flow.protocol.value:4} {counts}", flow.process)
 
     def lookup(self, lookup: Lookup) -> str:
@@ -196,6 +183,20 @@ def goal(flow: Flow) -> str:
         return "?" if destination is None else str(destination)
     host = printable(flow.host, HOST_MAX)
     return host if destination is None else f"{host}:{destination.port}"
+
+
+def _times(flow: Flow) -> str:
+    """How many requests it was, where it was more than one."""
+    if isinstance(flow, Requests) and flow.requests > 1:
+        return f"  {flow.requests} requests"
+    return ""
+
+
+def _again(flow: Flow) -> str:
+    """How many more requests it was than were told of at once."""
+    if isinstance(flow, Requests) and flow.again:
+        return f"{flow.requests} more {'requests' if flow.requests > 1 else 'request'}: "
+    return ""
 
 
 def process_name(process: Process, limit: int) -> str:

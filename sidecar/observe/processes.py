@@ -31,8 +31,14 @@ class ProcessNames:
 
     def flow_opened(self, flow: Flow) -> None:
         """Look now: the process may be gone at the end."""
+        if flow.connection is not None:
+            # A request has its connection's.
+            return
         if flow.source is not None and flow.destination is not None:
             flow.process = self._find(flow.source, flow.destination)
 
     def flow_ended(self, flow: Flow) -> None:
         """Nothing more to say."""
+
+    def connection_closed(self, flow: Flow) -> None:
+        """Likewise."""

@@ -47,6 +47,11 @@ class Observers:
         for observer in self._observers:
             self._tell(observer.flow_ended, flow)
 
+    def connection_closed(self, flow: Flow) -> None:
+        """Tell each that was told of its beginning."""
+        for observer in self._opening:
+            self._tell(observer.connection_closed, flow)
+
     def lookup_ended(self, lookup: Lookup) -> None:
         """Tell each that wants to know."""
         for observer in self._asking:

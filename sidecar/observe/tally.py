@@ -10,7 +10,8 @@ from zope.interface import implementer
 
 from sidecar.flow import Protocol, Verdict
 from sidecar.interfaces import IDNSObserver, IFlowObserver
-from sidecar.observe.lines import FAILURES, HOST_MAX
+from sidecar.observe.lines import HOST_MAX
+from sidecar.observe.requests import FAILURES, Requests
 from sidecar.observe.styles import printable
 
 if TYPE_CHECKING:
@@ -48,13 +49,14 @@ class Connections(msgspec.Struct, kw_only=True):
     received: int = 0
 
     def add(self, flow: Flow) -> None:
-        """Count a connection that has ended."""
-        self.connections += 1
-        if flow.verdict is Verdict.DENY:
-            self.denied += 1
-        else:
-            self.allowed += 1
-            self.failed += flow.end in FAILURES
+        """Count a connection that has ended, or requests of one."""
+        if not _told_before(flow):
+            self.connections += 1
+            if flow.verdict is Verdict.DENY:
+                self.denied += 1
+            else:
+                self.allowed += 1
+                self.failed += flow.end in FAILURES
         self.sent += flow.sent
         self.received += flow.received
 
@@ -170,7 +172,7 @@ class Tally:
         if flow.verdict is Verdict.DENY:
             denial = self._denial(host, port, flow.reason, flow.rule, flow.hint)
             if denial is not None:
-                denial.connections += 1
+                denial.connections += not _told_before(flow)
                 _note(denial.processes, flow)
 
     def lookup_ended(self, lookup: Lookup) -> None:
@@ -226,6 +228,11 @@ class Tally:
                 allow=printable(hint, _TEXT_MAX) or None,
             )
         return denial
+
+
+def _told_before(flow: Flow) -> bool:
+    """Whether it is the rest of what a connection was counted for already."""
+    return isinstance(flow, Requests) and flow.again
 
 
 def _weight(host: Host) -> tuple[int, int]:

@@ -81,6 +81,12 @@ class TerminalView:
         if self._tick is None:
             self._tick = self._clock.callLater(_TICK, self._look)
 
+    def forget(self, flow: Flow) -> None:
+        """Watch it no more: others stand for it."""
+        self._open.pop(flow.serial, None)
+
+    connection_closed = forget
+
     def flow_ended(self, flow: Flow) -> None:
         """Show a connection."""
         self._open.pop(flow.serial, None)
@@ -126,8 +132,7 @@ class TerminalView:
         """Whether there is news of a connection that is due, which then is not due any more."""
         watched.due = now + watched.interval
         watched.interval = min(watched.interval * 2, PROGRESS_MAX)
-        counts = watched.flow.counts
-        amounts = (0, 0) if counts is None else counts()
+        amounts = watched.flow.amounts()
         if amounts == watched.shown:
             return False
         watched.shown = amounts

@@ -14,6 +14,8 @@ from zope.interface import implementer
 from sidecar.errors import SummaryError
 from sidecar.interfaces import IDNSObserver
 from sidecar.observe.processes import ProcessNames
+from sidecar.observe.requests import ByConnection
+from sidecar.observe.several import Observers
 from sidecar.observe.summary import Format, write_summary
 from sidecar.observe.tally import Tally
 from sidecar.observe.terminal import TerminalView
@@ -71,9 +73,11 @@ class View:
         observers: list[IFlowObserver] = []
         if find_process is not None:
             observers.append(ProcessNames(find_process))
-        observers.append(self.tally)
-        if self._terminal is not None:
-            observers.append(self._terminal)
+        if self._terminal is None:
+            observers.append(ByConnection(self.tally))
+        else:
+            both = Observers([self.tally, self._terminal])
+            observers.append(ByConnection(both, self._terminal.forget))
         self.observers: Sequence[IFlowObserver] = tuple(observers)
 
     def lookup_ended(self, lookup: Lookup) -> None:

@@ -12,9 +12,10 @@ that it can be told in its language; nothing is dialled meanwhile.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from sidecar.flow import Flow, FlowEnd, Protocol
+from sidecar.flow import Flow, FlowEnd, HostSource, Protocol
 from sidecar.policy import Outcome
 from sidecar.protocols.early import EarlyUpstream
 from sidecar.protocols.judge import Allowed, Judge
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from sidecar.runtime import Runtime
 
 __all__ = ["Allowed", "Judge", "Judging"]
+
+# What isn't HTTP, but is to servers that leave out blanks at the beginning, or take others
+# for the one space behind the method (RFC 9112 §2.2, §3).
+_is_nearly_http = re.compile(
+    rb"[\t-\r\x1c-\x20\x85\xa0]|[A-Za-z]{3,32}[\t\x0b-\r\x1c-\x1f\x85\xa0]|[^\n]{0,65536}HTTP/",
+    re.IGNORECASE,
+).match
 
 
 class Judging(Pending):
@@ -53,6 +61,18 @@ class Judging(Pending):
         self._early: EarlyUpstream | None = None
         judge.name(flow)
         self._decide()
+
+    def _heard(self) -> None:
+        flow = self._flow
+        if (
+            flow.protocol is Protocol.TCP
+            and flow.host_from is HostSource.DNS
+            and _is_nearly_http(self._data)
+        ):
+            # It would be let go for its address's name, whatever it says in Host.
+            flow.protocol = Protocol.HTTP
+            flow.problem = "http_request_line"
+        super()._heard()
 
     def _decide(self) -> None:
         flow = self._flow

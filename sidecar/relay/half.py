@@ -281,6 +281,12 @@ class Half:
             self.update()
             peer.update()
 
+    @property
+    def told_all(self) -> bool:
+        """Whether the peer has said all that it will, and the kernel has it for this socket."""
+        peer = self.peer
+        return peer.eof and not (self.blocked or self.dead or peer.dead)
+
     def resume(self) -> None:
         """Read on after the peer took what it was given."""
         if not self.eof:

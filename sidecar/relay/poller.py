@@ -119,6 +119,10 @@ class Poller:
         """Everything that is watched now, and the wards."""
         return [*self._pollables.values(), *self.wards]
 
+    def descriptors(self) -> list[int]:
+        """Those that are watched now."""
+        return list(self._pollables)
+
     def soon(self, call: Callable[[], None]) -> None:
         """Call when everybody who is being told of events has returned.
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sidecar.relay.pipes import PipePool
     from sidecar.relay.poller import Poller
 
+    _Close = Callable[[socket.socket], None]
+
 __all__ = ["SplicedEngine", "SplicedRelay"]
 
 
@@ -118,8 +120,19 @@ class SplicedRelay:
         return Totals(self.upstream.written, self.downstream.written, self.end)
 
     def abort(self, end: FlowEnd) -> None:
-        """Reset both sides now; what is still on its way is lost."""
-        self._close(end, reset)
+        """Reset both sides now; what is still on its way is lost.
+
+        But when the process ends, what one side has said to its end and the kernel has taken
+        is left to the kernel, as it would have been without us.
+        """
+        if self.end is not None:
+            return
+        keep = end is FlowEnd.SHUTDOWN
+        self._close(
+            end,
+            socket.socket.close if keep and self.downstream.told_all else reset,
+            socket.socket.close if keep and self.upstream.told_all else reset,
+        )
 
     def half_closed(self) -> None:
         """One side has said that it is done: start the other's grace, if it has a limit."""
@@ -129,7 +142,8 @@ class SplicedRelay:
 
     def closed(self) -> None:
         """Both sides are done."""
-        self._close(FlowEnd.CLOSED, socket.socket.close)
+        if self.end is None:
+            self._close(FlowEnd.CLOSED, socket.socket.close, socket.socket.close)
 
     def broken(self, half: Half) -> None:
         """One side was reset, and what it sent before has been passed on."""
@@ -159,13 +173,11 @@ class SplicedRelay:
         del self.downstream, self.upstream
         done(totals)
 
-    def _close(self, end: FlowEnd, how: Callable[[socket.socket], None]) -> None:
-        if self.end is not None:
-            return
+    def _close(self, end: FlowEnd, close_downstream: _Close, close_upstream: _Close) -> None:
         self.end = end
         self._disarm()
-        self.downstream.release(how)
-        self.upstream.release(how)
+        self.downstream.release(close_downstream)
+        self.upstream.release(close_upstream)
         self._finished()
 
     def _watch_idleness(self, timeout: float, moved_before: int) -> None:

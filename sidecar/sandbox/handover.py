@@ -10,7 +10,8 @@ what it is::
               X status        the command has ended: a wait status, 4 octets
               T signal        the command was stopped
               C               and goes on
-              K count         so many processes outlived the command and were ended
+              K               some processes outlived the command; they are being ended
+              F               some of them could not be
               N serial error  a socket, as SCM_RIGHTS, or why there is none
     from P    G               run the command
               S signal        pass a signal on to the command
@@ -77,6 +78,7 @@ class Word(Enum):
     STOPPED = b"T"
     CONTINUED = b"C"
     ENDED_OTHERS = b"K"
+    LEFT_OTHERS = b"F"
     SOCKET = b"N"
     GO = b"G"
     SIGNAL = b"S"

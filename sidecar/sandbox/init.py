@@ -33,8 +33,13 @@ __all__ = ["GRACE", "Alone", "let_go_of_terminal", "run"]
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL for processes that outlive the command."""
 
-# Seconds until whoever has survived SIGKILL, being about to die, is looked at again.
+# Seconds until whoever has survived SIGKILL, being about to die, is looked at again; and
+# until no more is tried, which only those can bring about who make others faster than
+# one process can be found and ended (without a pid namespace).
 _AGAIN = 0.01
+_GIVE_UP = 10.0
+# Ended children that are taken note of in one go: some may end faster than that.
+_REAPED_AT_ONCE = 256
 _STATUS = struct.Struct("=i")
 
 
@@ -146,9 +151,10 @@ class _Init:
         self._child = -1
         self._go = -1
         self._stopped = False
-        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, self._waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_write)
+        # Full, it wakes as well.
+        signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
 
     def start(self, command: list[str], signal_mask: set[signal.Signals | int]) -> None:
         """Fork the command's process, which waits to be let go."""
@@ -206,23 +212,36 @@ class _Init:
         Returns:
             Whether there are any left.
         """
-        while True:
+        options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
+        # However many others there are.
+        while self._child > 0:
+            pid, status = os.waitpid(self._child, options)
+            if pid == 0:
+                break
+            self._changed(status)
+        for _ in range(_REAPED_AT_ONCE):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                pid, status = os.waitpid(-1, options)
             except ChildProcessError:
                 return False
             if pid == 0:
                 return True
-            if pid != self._child:
-                continue
-            self._stopped = os.WIFSTOPPED(status)
-            if os.WIFCONTINUED(status):
-                self._channel.tell(Word.CONTINUED)
-            elif self._stopped:
-                self._channel.tell(Word.STOPPED, bytes([os.WSTOPSIG(status)]))
-            else:
-                self._child = 0
-                self._channel.tell(Word.EXITED, _STATUS.pack(status))
+            if pid == self._child:
+                self._changed(status)
+        with suppress(BlockingIOError):
+            os.write(self._waking, b"!")
+        return True
+
+    def _changed(self, status: int) -> None:
+        """The command was stopped, goes on or has ended."""
+        self._stopped = os.WIFSTOPPED(status)
+        if os.WIFCONTINUED(status):
+            self._channel.tell(Word.CONTINUED)
+        elif self._stopped:
+            self._channel.tell(Word.STOPPED, bytes([os.WSTOPSIG(status)]))
+        else:
+            self._child = 0
+            self._channel.tell(Word.EXITED, _STATUS.pack(status))
 
     def _end_others(self) -> None:
         """End whoever is still there: SIGTERM, some grace, SIGKILL."""
@@ -238,19 +257,27 @@ class _Init:
         self._kill_everybody()
 
     def _kill_everybody(self) -> None:
+        if self._pids:
+            # The end of pid 1 is that of all the others, whatever they do, and it is over
+            # only when they are (pid_namespaces(7)).
+            return
+        deadline = time.monotonic() + _GIVE_UP
         while self._reap():
             self._kill_all(signal.SIGKILL)
+            if time.monotonic() > deadline:
+                self._channel.tell(Word.LEFT_OTHERS)
+                return
             time.sleep(_AGAIN)
 
     def _kill_all(self, number: int) -> None:
-        """Send everybody inside a signal; without a pid namespace, our own children.
+        """Send everybody inside a signal; without a pid namespace, all our descendants.
 
-        Grandchildren become children when their parents are gone.
+        Whose parents are gone is a child of ours.
         """
         if self._pids:
             _kill(-1, number)
             return
-        for pid in _children():
+        for pid in _descendants():
             _kill(pid, number)
 
 
@@ -259,14 +286,16 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _children() -> list[int]:
-    own = str(os.getpid())
-    found = []
+def _descendants() -> list[int]:
+    children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - numbers, no paths
         if name.isdigit():
             # Of /proc/PID/stat, the fields after the name, which may have anything in it.
             with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
                 fields = file.read().rpartition(b")")[2].split()
-                if fields[1].decode() == own:
-                    found.append(int(name))
+                children.setdefault(int(fields[1]), []).append(int(name))
+    found = children.get(os.getpid(), [])
+    # Grows meanwhile.
+    for pid in found:
+        found += children.get(pid, [])
     return found

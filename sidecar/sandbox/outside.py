@@ -57,6 +57,8 @@ class Sandbox:
             runs, and for good if nobody could tell.
         ended: Fires with None once nobody is left inside.
         outlived: Whether processes outlived the command and were ended.
+        left: Whether some of them could not be.
+        interrupted: The signal by which somebody wanted us to end since then; None for none.
     """
 
     _log = Logger()
@@ -70,15 +72,26 @@ class Sandbox:
         self._pid = started.pid
         self.status: int | None = None
         self.outlived = False
+        self.left = False
+        self.interrupted: int | None = None
+        self._running = True
         self.ended: Deferred[None] = Deferred()
         self._channel.sock.setblocking(False)
         self._signals = signal_descriptor(HELD_SIGNALS)
-        self._readers = (
-            _Reader(self._channel.fileno(), self._heard),
-            _Reader(self._signals, self._signalled),
-        )
-        for reader in self._readers:
-            reactor.addReader(reader)
+        self._signal_mask = started.signal_mask
+        self._hearing = _Reader(self._channel.fileno(), self._heard)
+        self._watching = _Reader(self._signals, self._signalled)
+        reactor.addReader(self._hearing)
+        reactor.addReader(self._watching)
+
+    def let_go_of_signals(self) -> None:
+        """From here on signals do to us what they do to everybody; call once it has ended."""
+        self._reactor.removeReader(self._watching)
+        os.close(self._signals)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            # Not as KeyboardInterrupt.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._signal_mask)
 
     def _heard(self) -> None:
         stopped_by: int | None = None
@@ -114,6 +127,8 @@ class Sandbox:
             self.status = exit_status(_STATUS.unpack(body)[0])
         elif word is Word.ENDED_OTHERS:
             self.outlived = True
+        elif word is Word.LEFT_OTHERS:
+            self.left = True
         elif word is Word.ERROR:
             self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
 
@@ -123,15 +138,25 @@ class Sandbox:
         except BlockingIOError:
             return
         for number, _, code in _SIGINFO.iter_unpack(raw):
+            if not self._running:
+                self._signalled_late(signal.Signals(number))
             # The terminal's, the command has got itself, being in the same group. And
             # we stop when it does, not before: a full-screen program tidies up first.
-            if code != _SI_KERNEL and number not in _STOPPING:
+            elif code != _SI_KERNEL and number not in _STOPPING:
                 self._channel.tell(Word.SIGNAL, bytes([number]))
 
+    def _signalled_late(self, number: signal.Signals) -> None:
+        """There is no command any more whom it could be meant for."""
+        if number in _STOPPING:
+            _stop(number)
+        elif self.interrupted is None:
+            self.interrupted = number
+
     def _over(self) -> None:
-        for reader in self._readers:
-            self._reactor.removeReader(reader)
-        os.close(self._signals)
+        # What has come by now was the command's.
+        self._signalled()
+        self._running = False
+        self._reactor.removeReader(self._hearing)
         self._channel.close()
         if self._sockets is not None:
             self._sockets.close()

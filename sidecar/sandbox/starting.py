@@ -66,6 +66,7 @@ class Started:
         channel: To the set-up process, then to pid 1.
         pid: The set-up process.
         host_ports: What `start` was given.
+        signal_mask: The signals that were blocked before it.
 
     Attributes:
         listeners: What to serve; set by `wait`.
@@ -73,9 +74,16 @@ class Started:
         missing: What had to be done without, a line each; set by `wait`.
     """
 
-    def __init__(self, channel: Channel, pid: int, host_ports: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        pid: int,
+        host_ports: Sequence[int],
+        signal_mask: set[signal.Signals | int],
+    ) -> None:
         self.channel = channel
         self.pid = pid
+        self.signal_mask = signal_mask
         self._host_ports = host_ports
         self.listeners: Listeners | None = None
         self.init = -1
@@ -160,7 +168,7 @@ def start(command: list[str], host_ports: Sequence[int] = ()) -> Started:
     if pid == 0:
         _be_set_up(Channel(theirs), ours, parent, command, signal_mask, host_ports)
     theirs.close()
-    return Started(Channel(ours), pid, host_ports)
+    return Started(Channel(ours), pid, host_ports, signal_mask)
 
 
 def _be_set_up(

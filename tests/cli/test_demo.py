@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Seconds. "A few" on a machine that has something else to do as well.
 PATIENCE = 60
+ROOT = Path(__file__).parents[2]
 BOTH = frozenset({4, 6})
 BUILD, ATTACK = scenes(BOTH)
 WITHOUT_SIDECAR = (
@@ -119,11 +120,44 @@ def assert_all_as_claimed(done: subprocess.CompletedProcess[str], user: int = 0)
         assert 1 == len(re.findall(f"^   {line}$", done.stdout, re.MULTILINE)), line
 
 
+def comparable(text: str) -> str:
+    """Without what differs: users, times, processes, and how clients speak and complain."""
+    for pattern, same in (
+        (r"^ {4}", ""),
+        (r"\A\n|(?<=\n)\n\Z", ""),
+        (r"As user \d+", "As user 0"),
+        (r"\d+\.\d+( ?)s\b", r"0.0\1s"),
+        (r"\w+(\.\d+)?\[\d+\]", "client[1]"),
+        (r"\d+(\.\d+)?k?B\b", "0B"),
+        (r"curl: \(35\).*", "curl: (35)"),
+        (r"(?<=\S) +", " "),
+    ):
+        text = re.sub(pattern, same, text, flags=re.MULTILINE)
+    return text
+
+
 class TestDemo:
     @needs_root
     def test_root(self, tmp_path: Path) -> None:
         """As root: everything is as claimed; nothing is left behind."""
         assert_all_as_claimed(play(demo(), tmp_path))
+
+    @needs_root
+    def test_readme(self, tmp_path: Path) -> None:
+        """The README shows what is seen, but for what it says that it leaves out."""
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        found = re.search(r"<!-- capture: demo -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+        assert found is not None
+        left_out = "[…]"
+        shown = [line.strip() for line in comparable(found[1]).splitlines()]
+        assert 2 == shown.count(left_out)
+        seen = [line.strip() for line in comparable(play(demo(), tmp_path).stdout).splitlines()]
+        assert [] == [line for line in shown if line not in [*seen, left_out]]
+        # What a client says and what sidecar says of it may come in either order.
+        ours = [line for line in seen if re.match(r"\$ |\d\.", line) and line in shown]
+        assert ours == [line for line in shown if re.match(r"\$ |\d\.", line)]
+        # All of it, but for one client and the summary's two tables.
+        assert len(seen) - 3 - 7 == len(shown) - 2
 
     @needs_root
     def test_ordinary_user(self, tmp_path: Path) -> None:
@@ -144,14 +178,19 @@ class TestDemo:
         assert_all_as_claimed(play(command, tmp_path))
 
     @needs_root
+    def test_without_ipv6(self, tmp_path: Path) -> None:
+        """Where there is no IPv6, it shows IPv4."""
+        without = str(ROOT / "tests/integration/without_ipv6.py")
+        assert_all_as_claimed(play([sys.executable, without, *demo()], tmp_path))
+
+    @needs_root
     def test_nothing_installed(self, tmp_path: Path) -> None:
-        """Without curl, Python's client stands in."""
+        """Without curl, Python's client stands in; there is nothing else but a shell."""
         programs = tmp_path / "bin"
         programs.mkdir()
-        for name in ("sh", "sleep"):
-            found = shutil.which(name)
-            assert found is not None
-            (programs / name).symlink_to(found)
+        shell = shutil.which("sh")
+        assert shell is not None
+        (programs / "sh").symlink_to(shell)
         done = play(demo(), tmp_path, PATH=str(programs))
         assert_all_as_claimed(done)
         assert "$ curl" not in done.stdout

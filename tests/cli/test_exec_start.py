@@ -40,6 +40,23 @@ class TestImports:
         assert "twisted.internet.reactor" in found
         assert set() == found & {"OpenSSL", "cryptography", "service_identity"}
 
+    def test_no_http(self) -> None:
+        """What serves HTTP comes when there is some."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "import sidecar.cli.exec.serving\n"
+        )
+        assert "sidecar.protocols.http.intercepted" in found
+        heavy = {"httptools", "sidecar.protocols.http.by_request", "sidecar.wire.http1.messages"}
+        assert set() == found & heavy
+
+    def test_http_alone(self) -> None:
+        """It comes without passwords, and without TLS."""
+        found = modules_after("import sidecar.protocols.http.by_request")
+        assert "httptools" in found
+        assert set() == found & {"twisted.cred.checkers", "sidecar.protocols.http.auth", "OpenSSL"}
+
     def test_tls_afterwards(self) -> None:
         """PyOpenSSL was hidden for that moment only."""
         found = modules_after(

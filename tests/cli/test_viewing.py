@@ -16,6 +16,7 @@ from sidecar.cli.viewing import add_arguments, make_view
 from sidecar.errors import SummaryError
 from sidecar.flow import Process
 from sidecar.observe.processes import ProcessNames
+from sidecar.observe.requests import ByConnection
 
 if TYPE_CHECKING:
     from sidecar.observe.styles import Look
@@ -72,8 +73,7 @@ def test_view() -> None:
     """The view has who it takes to do what is asked for."""
     assert 1 == len(make_view(parse("-q"), Clock()).observers)
     view = make_view(parse(), Clock(), lambda *_: Process(1, "x"))
-    assert [ProcessNames, type(view.tally)] == [type(each) for each in view.observers[:2]]
-    assert 3 == len(view.observers)
+    assert [ProcessNames, ByConnection] == [type(each) for each in view.observers]
     view.stop()
 
 

@@ -139,6 +139,35 @@ class TestRefused:
                 decided(b"c2VjcmV0.example", kind, "deny", ("private", name)), Forward
             )
 
+    @pytest.mark.parametrize(
+        ("name", "rule", "denied"),
+        [
+            (b"a.example.svc.cluster.local", "a.example", False),
+            (b"A.example.Cluster.local", "a.example:443", False),
+            (b"db.x.cluster.local", "*.x", False),
+            # Meant as it is, or nothing that may be asked for.
+            (b"b.example.cluster.local", "a.example", True),
+            (b"a.example.cluster.local.", "a.example", True),
+            (b"a.example.other", "a.example", True),
+            (b"a.examplecluster.local", "a.example", True),
+            (b"cluster.local", "a.example", True),
+        ],
+    )
+    def test_search_list(self, name: bytes, rule: str, denied: bool) -> None:
+        """What a search list makes of a name that may be asked for is no denial, nor asked."""
+        rules = policy("deny", (rule,))
+        search = ("svc.cluster.local", "cluster.local")
+        found = decide(Question(1, name, dns.A), Reach(rules), lambda: search)
+        assert denied == isinstance(found, Refused)
+        assert not isinstance(found, Forward)
+        assert dns.ENAME == found.reply.rcode
+
+    def test_denied_in_the_search_list(self) -> None:
+        """A rule that denies is one, whatever was meant."""
+        rules = policy("public", (), (".cluster.local",))
+        question = Question(1, b"a.example.cluster.local", dns.A)
+        assert isinstance(decide(question, Reach(rules), lambda: ["cluster.local"]), Refused)
+
     @pytest.mark.parametrize("kind", [dns.A, dns.TXT])
     @pytest.mark.parametrize("rule", ["10.0.0.5:5432", "198.51.100.200", "[2001:db8::1]:443"])
     def test_single_address(self, kind: int, rule: str) -> None:

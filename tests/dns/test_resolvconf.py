@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.dns.resolvconf import NameServer, NameServers, parse_name_servers
+from sidecar.dns.resolvconf import NameServer, NameServers, parse_name_servers, parse_search
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,27 @@ def test_parse(text: str, servers: list[str]) -> None:
     assert servers == [each.text for each in parse_name_servers(text)]
 
 
+@pytest.mark.parametrize(
+    ("text", "domains"),
+    [
+        ("", ["home.example"]),
+        ("search a.example\tB.example.\n", ["a.example", "b.example"]),
+        ("search a.example\ndomain b.example c.example\n", ["b.example"]),
+        ("domain a.example\nsearch b.example .\n", ["b.example"]),
+        ("search a..example 10.0.0.1 ok.example\n", ["ok.example"]),
+        ("search .\n", []),
+    ],
+)
+def test_search(text: str, domains: list[str]) -> None:
+    """The last line counts; the machine's own domain if there is none."""
+    assert domains == list(parse_search(text, "host.home.example"))
+
+
+def test_no_domain() -> None:
+    """A machine without a domain has none."""
+    assert () == parse_search("", "host")
+
+
 def test_zone() -> None:
     """A link-local server has its zone."""
     found = NameServer.parse("fe80::1%lo")
@@ -47,6 +68,8 @@ def test_read_again(tmp_path: Path) -> None:
     assert ["127.0.0.1"] == [each.text for each in servers()]
     path.write_text("nameserver 9.9.9.9\n", encoding="ascii")
     assert ["9.9.9.9"] == [each.text for each in servers()]
+    path.write_text("search a.example\n", encoding="ascii")
+    assert ("a.example",) == servers.search()
     other = tmp_path / "other"
     other.write_text("nameserver 1.1.1.1\n", encoding="ascii")
     other.replace(path)

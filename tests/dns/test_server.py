@@ -280,6 +280,22 @@ class TestPolicy:
             *(lookup.rule, lookup.hint),
         )
 
+    def test_search_list(self, turn: Turning) -> None:
+        """What programs make of an allowed name by their search list is told from a denial."""
+        rules = policy("deny", ["www.example.com"])
+        with (
+            Scripted(RECORDS) as far,
+            Stage(turn, rules, [far.server], search=["cluster.local"]) as stage,
+        ):
+            made = stage.ask("www.example.com.cluster.local", edns=1232)
+            other = stage.ask("evil.example.cluster.local")
+            assert [dns.ENAME, dns.ENAME] == [made.rCode, other.rCode]
+            error = option(made, _EDE)
+            assert error is not None
+            assert b"search list" in error
+            assert [] == far.asked
+            assert [Verdict.ALLOW, Verdict.DENY] == [each.verdict for each in stage.seen.lookups]
+
     def test_without_edns(self, turn: Turning) -> None:
         """A client that doesn't speak EDNS is told the same without words."""
         with Scripted() as far, Stage(turn, policy("deny"), [far.server]) as stage:

@@ -208,6 +208,23 @@ class TestLibc:
         assert "" == machine.exec(*asked, check=False).stdout
         assert "10.0.0.1" in machine.exec("--allow", "10.0.0.0/8:5432", *asked).stdout
 
+    def test_search_list(self, machine: Machine) -> None:
+        """What the C library makes of an allowed name by its search list is no denial."""
+        path = machine.directory / "resolv.conf"
+        search = "search default.svc.cluster.test cluster.test\noptions ndots:5\n"
+        path.write_text(_FILES["resolv.conf"] + search, encoding="ascii")
+        options = ("--default", "deny", "--allow", "www.example.com", "--fail-on-deny")
+        try:
+            found = machine.exec(*options, "--", "getent", "ahosts", "www.example.com")
+            denied = machine.exec(
+                *(*options, "--", "getent", "ahosts", "evil.example.com"), check=False
+            )
+        finally:
+            path.write_text(_FILES["resolv.conf"], encoding="ascii")
+        assert HERE in found.stdout
+        assert {"www.example.com"} == {name for name, _, _ in machine.names.asked}
+        assert 77 == denied.returncode
+
     def test_no_waiting(self, machine: Machine) -> None:
         """A refusal takes no time, and is final."""
         done = machine.exec("--default", "deny", "--", sys.executable, "-c", TIMED)

@@ -20,11 +20,14 @@ from identities import (
 )
 from integration.exec_stage import USERS, Marked, Stage, User, sidecar
 from integration.netns import DEADLINE, Pair
+from integration.origins import Origin, received
 from support import wait_for
 
+from sidecar.sandbox.draining import STANDSTILL
 from sidecar.sandbox.init import GRACE
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 # Says that it is there, and waits for longer than any test.
@@ -356,6 +359,53 @@ class TestNobodyLeft:
         assert namespace not in held
         after = stage.namespace.run(["sh", "-c", "nft list ruleset; ip address; ip route"]).stdout
         assert before == after
+
+
+class TestUnderWay:
+    """Data that the command leaves behind in the kernel's buffers."""
+
+    # Sends as much as it is told to, and ends.
+    PUSH = (
+        "import socket, sys\n"
+        "with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as connection:\n"
+        "    connection.sendall(bytes(int(sys.argv[3])))\n"
+    )
+
+    def test_server_that_pauses(self, stage: Stage, pair: Pair, port: int) -> None:
+        """A server that takes nothing for longer than we wait still gets all of it."""
+        got: list[int] = []
+
+        def pause(connection: socket.socket) -> None:
+            time.sleep(1.5 * STANDSTILL)
+            got.append(len(received(connection)))
+
+        server = pair.far.at("ipv4", port)
+        with Origin(pair.far.namespace, server, pause):
+            done = stage.python(self.PUSH, server.host, str(port), "2000000")
+            assert 0 == done.status, done.errors
+        assert [2000000] == got
+
+    def test_signal(self, stage: Stage, pair: Pair, port: int) -> None:
+        """Who doesn't want to wait for a slow server may say so."""
+
+        def dawdle(connection: socket.socket) -> None:
+            with suppress(ConnectionResetError):
+                while connection.recv(65536):
+                    time.sleep(0.02)
+
+        server = pair.far.at("ipv4", port)
+        with Origin(pair.far.namespace, server, dawdle):
+            process = stage.start(
+                *("python3", "-c", self.PUSH, server.host, str(port), "30000000"),
+                stdout=subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            # The command holds it until it ends.
+            assert "" == process.stdout.read()
+            process.stdout.close()
+            time.sleep(0.2)
+            process.terminate()
+            assert 128 + signal.SIGTERM == process.wait(DEADLINE)
 
 
 @needs_root

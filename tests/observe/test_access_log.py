@@ -23,6 +23,7 @@ from sidecar.flow import (
     FlowEnd,
     HostSource,
     ListenerKind,
+    Process,
     Protocol,
     Verdict,
 )
@@ -95,7 +96,7 @@ class TestLine:
             '"destination_from":"tproxy","protocol":"tcp","host":null,"host_from":null,'
             '"alpn":[],"ja4":null,"verdict":"allow","reason":"default","rule":null,'
             '"upstream":"[2001:db8::1]:443","sent":517,"received":4096,"seconds":0.25,'
-            '"end":"closed"}'
+            '"end":"closed","process":null}'
         )
         assert flow.id.endswith("-1f")
         expected = expected.replace("@", flow.id)
@@ -131,10 +132,10 @@ class TestLine:
         """An HTTP request's line ends with method, path (if that is wanted) and status."""
         flow = ended(method=b"GET", target=b"/a?b=c", status=200)
         line = msgspec.json.encode(Record.from_flow(flow, paths=True)).decode()
-        assert line.endswith('"end":"closed","method":"GET","path":"/a?b=c","status":200}')
+        assert line.endswith('"process":null,"method":"GET","path":"/a?b=c","status":200}')
         validator().validate(json.loads(line))
         line = msgspec.json.encode(Record.from_flow(flow)).decode()
-        assert line.endswith('"end":"closed","method":"GET","status":200}')
+        assert line.endswith('"process":null,"method":"GET","status":200}')
         validator().validate(json.loads(line))
 
     @given(method=st.binary(min_size=1), target=st.binary(min_size=1))
@@ -153,6 +154,21 @@ class TestLine:
             line = msgspec.json.encode(Record.from_flow(flow, paths=True))
             validator().validate(json.loads(line))
             assert len(line) < 4096
+
+    @given(name=st.text())
+    def test_process(self, name: str) -> None:
+        """Who connected is told by number and name, whatever that may be."""
+        flow = ended(process=Process(4242, name))
+        line = msgspec.json.encode(Record.from_flow(flow)).decode()
+        validator().validate(json.loads(line))
+        assert 4242 == json.loads(line)["process"]["pid"]
+        assert line.isascii()
+        assert line.isprintable()
+
+    def test_usual_process(self) -> None:
+        """What people call their programs is written as it is."""
+        line = msgspec.json.encode(Record.from_flow(ended(process=Process(7, "npm ci")))).decode()
+        assert line.endswith('"end":"closed","process":{"pid":7,"command":"npm ci"}}')
 
     def test_schema_has_every_key(self) -> None:
         """The schema in the documentation and the line have the same keys, in the same order."""

@@ -11,7 +11,8 @@ from observe.flows import denied_flow, ended_flow, open_flow
 from sidecar.addresses import SocketAddress
 from sidecar.flow import Flow, FlowEnd, ListenerKind, Process, Protocol, Verdict
 from sidecar.lookups import Lookup
-from sidecar.observe.lines import FAILURES, Lines, allowing, goal, why
+from sidecar.observe.lines import Lines, allowing, goal, why
+from sidecar.observe.requests import FAILURES
 from sidecar.observe.styles import Look
 
 CURL = Process(4242, "curl")

@@ -36,3 +36,14 @@ def test_ends_unknown() -> None:
     flow = Flow(ListenerKind.FORWARD, None, None, None)
     names.flow_opened(flow)
     assert flow.process is None
+
+
+def test_requests() -> None:
+    """A request has its connection's process: nobody looks again."""
+    names = ProcessNames(lambda *_: Process(7, "curl"))
+    connection = open_flow()
+    request = open_flow(connection=connection)
+    names.flow_opened(request)
+    names.flow_ended(request)
+    names.connection_closed(connection)
+    assert request.process is None

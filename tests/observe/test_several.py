@@ -41,10 +41,17 @@ class EarlyRecorder(Recorder):
     def __init__(self, *, broken: bool = False) -> None:
         super().__init__(broken=broken)
         self.opened: list[Flow] = []
+        self.closed: list[Flow] = []
 
     def flow_opened(self, flow: Flow) -> None:
         """Take note."""
         self.opened.append(flow)
+        if self._broken:
+            raise ZeroDivisionError
+
+    def connection_closed(self, flow: Flow) -> None:
+        """Take note."""
+        self.closed.append(flow)
         if self._broken:
             raise ZeroDivisionError
 
@@ -56,7 +63,9 @@ def test_beginnings() -> None:
     assert verifyObject(IOpeningObserver, observers)
     flow = Flow(ListenerKind.OUTBOUND, None, None, None)
     observers.flow_opened(flow)
+    observers.connection_closed(flow)
     assert [[flow]] * 2 == [recorder.opened for recorder in early]
+    assert [[flow]] * 2 == [recorder.closed for recorder in early]
 
 
 @implementer(IDNSObserver)

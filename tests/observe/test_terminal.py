@@ -102,6 +102,13 @@ class TestFlows:
         assert [] == shown.pass_time(100)
         assert [] == shown.clock.getDelayedCalls()
 
+    def test_forgotten(self, shown: Shown) -> None:
+        """A connection that others stand for gets no line, and nothing goes on for it."""
+        shown.view.forget(shown.opened())
+        shown.view.connection_closed(shown.opened())
+        assert [] == shown.pass_time(10)
+        assert [] == shown.clock.getDelayedCalls()
+
 
 class TestProgress:
     def test_growing_intervals(self, shown: Shown) -> None:

@@ -271,6 +271,31 @@ class TestReadiness:
         assert client.written[: len(got)] == got
         assert FlowEnd.CLIENT_RESET is scene.end
 
+    @pytest.mark.parametrize("who", ["client", "server"])
+    def test_said_to_its_end(self, begin: Begin, who: Literal["client", "server"]) -> None:
+        """When the process ends, the kernel still sends what one side has said to its end."""
+        scene = begin()
+        sender, receiver = scene.client, scene.server
+        if who == "server":
+            sender, receiver = receiver, sender
+        sender.send(KIBIBYTE)
+        sender.half_close()
+        relay = self.relay(scene)
+        half = relay.downstream if who == "client" else relay.upstream
+        scene.turning.until(lambda: half.eof)
+        relay.abort(FlowEnd.SHUTDOWN)
+        assert FlowEnd.SHUTDOWN is scene.end
+        assert sender.written == receiver.read_to_end()
+        sender.read_to_reset()
+
+    def test_not_said_to_its_end(self, begin: Begin) -> None:
+        """What may be cut short is cut short: a reset says so."""
+        scene = begin(buffers=SMALL_BUFFER)
+        scene.client.send_until_stopped()
+        scene.client.half_close()
+        self.relay(scene).abort(FlowEnd.SHUTDOWN)
+        scene.server.read_to_reset()
+
     def test_after_the_end(self, begin: Begin) -> None:
         """Events of a batch in which the relay has ended already do nothing."""
         scene = begin()

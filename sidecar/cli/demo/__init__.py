@@ -35,7 +35,7 @@ is claimed is checked: by what the servers saw, with sidecar and without, by the
 log, by exit statuses.
 
 Works as root, and as any user who may make user namespaces. Needs no internet, and no
-program but this one. Changes nothing on the machine and leaves nothing behind. Takes a
+program but a shell. Changes nothing on the machine and leaves nothing behind. Takes a
 few seconds.
 """
 _EPILOG = "exit status: 0 if all was as claimed, 1 if not or if no namespace can be made (and why)"

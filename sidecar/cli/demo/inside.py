@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import textwrap
 import time
@@ -60,6 +61,9 @@ def main() -> int:
         # Nobody reads on. Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"sidecar demo: {error}", file=sys.stderr)
+        return 1
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -77,6 +81,8 @@ def _play(directory: Path, parent: int) -> int:
     # Only now: a new user namespace forgets such wishes.
     children.die_with(parent)
     versions = set_up_loopback([ip_address(each) for each in _HOST], EVERYWHERE)
+    if not _has_sockets(socket.AF_INET6):
+        versions -= {6}
     if airgap.use_name_server(directory, _NAME_SERVER):
         # Whom they ask knows other names.
         mask_name_services()
@@ -102,6 +108,15 @@ def _play(directory: Path, parent: int) -> int:
         if not found:
             _say("checked", scene.claim)
     return _sum_up(len(played), faulty, time.monotonic() - began)
+
+
+def _has_sockets(family: socket.AddressFamily) -> bool:
+    # A filter may forbid what the kernel has (systemd's RestrictAddressFamilies=).
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
 
 
 def _one(scene: Scene, directory: Path, player: Player, servers: Servers) -> list[str]:

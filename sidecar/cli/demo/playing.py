@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from typing_extensions import Self
+
     from sidecar.cli.demo.scenes import Scene
 
 __all__ = ["INDENT", "Player"]
@@ -30,8 +32,8 @@ __all__ = ["INDENT", "Player"]
 INDENT = "   "
 # Seconds; all takes a tenth of it.
 _PATIENCE = 60.0
-# Seconds between two clients: their ends are shown in time.
-_PAUSE = "0.1"
+# Seconds without a word from anybody, after which the next client is let go all the same.
+_QUIET = 3.0
 _CHUNK_OCTETS = 65536
 _ESCAPES = re.compile(rb"\x1b\[[0-9;]*m")
 _TIMED_OUT = -1
@@ -75,9 +77,8 @@ class Player:
             scene: Its script is made here.
             show: Told each line, without its end, as it comes.
         """
-        self._write(scene)
         command = children.python("sidecar.cli", "main", *scene.arguments)
-        return self._run(command, _PAUSE, show)
+        return self._run(scene, command, [step.shown for step in scene.steps], show)
 
     def play_without(self, scene: Scene) -> Played:
         """Run the same script without sidecar.
@@ -85,16 +86,20 @@ class Player:
         Args:
             scene: Its script is made here.
         """
-        self._write(scene)
-        return self._run(["sh", f"{scene.name}.sh"], "0", lambda _: None)
+        return self._run(scene, ["sh", f"{scene.name}.sh"], ["" for _ in scene.steps], _nowhere)
 
-    def _write(self, scene: Scene) -> None:
+    def _run(
+        self,
+        scene: Scene,
+        command: Sequence[str],
+        awaited: Sequence[str],
+        show: Callable[[bytes], None],
+    ) -> Played:
         (self._directory / f"{scene.name}.sh").write_text(scene.script, encoding="utf-8")
         (self._directory / "statuses").unlink(missing_ok=True)
-
-    def _run(self, command: Sequence[str], pause: str, show: Callable[[bytes], None]) -> Played:
         with ExitStack() as stack:
-            ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
+            pace = stack.enter_context(_Pace(self._directory / "go", awaited))
+            ours, theirs = _outlet()
             stack.callback(os.close, ours)
             with open(theirs, "wb", closefd=True) as output:  # noqa: PTH123 - a descriptor
                 process = subprocess.Popen(  # noqa: S603 - our own
@@ -107,7 +112,6 @@ class Player:
                         **children.environment(),
                         "PYTHON": sys.executable,
                         "STATUSES": str(self._directory / "statuses"),
-                        "PAUSE": pause,
                         "CURL_CA_BUNDLE": str(self._ca_file),
                         "SSL_CERT_FILE": str(self._ca_file),
                     },
@@ -116,7 +120,7 @@ class Player:
             # By its own id, and not waited for yet; with it goes everything inside.
             stack.callback(process.kill)
             self.pid = process.pid
-            text = _read(ours, time.monotonic() + _PATIENCE, show)
+            text = _read(ours, pace, show)
             if text is None:
                 return Played(_TIMED_OUT, "", ())
             status = process.wait(_PATIENCE)
@@ -127,13 +131,19 @@ class Player:
         return Played(status, text, tuple(map(int, statuses)))
 
 
-def _terminal() -> tuple[int, int]:
-    """A terminal like ours, but for the indentation.
+def _outlet() -> tuple[int, int]:
+    """A terminal if we have one, like it but for the indentation; else a pipe.
 
     Returns:
-        The end that shows, the end that is written to.
+        The end that is read from, the end that is written to.
     """
-    ours, theirs = pty.openpty()
+    if not sys.stdout.isatty():
+        return os.pipe()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError:
+        # There are no others here (no devpts).
+        return os.pipe()
     settings = termios.tcgetattr(theirs)
     # Lines end as they were written.
     settings[1] &= ~termios.OPOST
@@ -146,13 +156,51 @@ def _terminal() -> tuple[int, int]:
     return ours, theirs
 
 
-def _read(descriptor: int, deadline: float, show: Callable[[bytes], None]) -> str | None:
+class _Pace:
+    """Lets one client after the other go: each when it has been seen what became of the last.
+
+    So that people read it in this order. The script waits at a FIFO after each.
+
+    Args:
+        path: Where the FIFO is made, and removed.
+        awaited: What is to be seen of each client, and of no other.
+    """
+
+    def __init__(self, path: Path, awaited: Sequence[str]) -> None:
+        self._path = path
+        self._awaited = list(awaited)
+        os.mkfifo(path)
+        # For both, so that nobody waits for somebody to open it.
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        self.look("")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self._path.unlink()
+
+    def look(self, seen: str) -> None:
+        """Let go whoever waits for no more than has been seen."""
+        while self._awaited and self._awaited[0] in seen:
+            self.go()
+
+    def go(self) -> None:
+        """Let the next one go, if there is one."""
+        if self._awaited:
+            del self._awaited[0]
+            os.write(self._descriptor, b"\n")
+
+
+def _read(descriptor: int, pace: _Pace, show: Callable[[bytes], None]) -> str | None:
     """Read to the end, showing each line; None if there is none in time."""
+    deadline = time.monotonic() + _PATIENCE
     received, shown = b"", 0
-    while True:
-        left = deadline - time.monotonic()
-        if not select.select([descriptor], [], [], max(left, 0))[0]:
-            return None
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([descriptor], [], [], min(left, _QUIET))[0]:
+            pace.go()
+            continue
         try:
             chunk = os.read(descriptor, _CHUNK_OCTETS)
         except OSError as error:
@@ -165,5 +213,12 @@ def _read(descriptor: int, deadline: float, show: Callable[[bytes], None]) -> st
             end = end if end >= 0 else len(received)
             show(received[shown:end])
             shown = end + 1
+        text = _ESCAPES.sub(b"", received).decode(errors="replace")
         if not chunk:
-            return _ESCAPES.sub(b"", received).decode(errors="replace")
+            return text
+        pace.look(" ".join(text.split()))
+    return None
+
+
+def _nowhere(_: bytes) -> None:
+    """Show nothing."""

@@ -24,7 +24,7 @@ run() {
     printf '$ %s\\n' "$*${NOTE:+  # $NOTE}"
     "$@"
     echo "$?" >> "$STATUSES"
-    sleep "$PAUSE"
+    read -r _ < go
 }
 """
 

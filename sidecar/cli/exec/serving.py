@@ -22,8 +22,10 @@ from sidecar.linux.processes import ProcessFinder
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
+from sidecar.observe.requests import ByConnection
 from sidecar.observe.several import Observers
 from sidecar.policy import Default
+from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.tcp import TransparentRelayFactory
 from sidecar.runtime import Runtime
@@ -48,6 +50,7 @@ __all__ = ["serve"]
 
 _OWN_FAILURE = 125
 _DENIED = 77
+_BY_SIGNAL = 128
 # Seconds in which a client on this very machine begins to speak, if it does at all: the
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
@@ -145,7 +148,7 @@ class _Session:
         asking: list[IDNSObserver] = [self._view]
         if plan.learning is not None:
             gatherer = plan.learning.gatherer(served.owns, lambda: judge.policy)
-            observers.append(gatherer)
+            observers.append(ByConnection(gatherer))
             asking.append(gatherer)
         runtime = Runtime.make(
             reactor, self._observer(observers), mark=config.mark or None, limits=config.limits
@@ -176,7 +179,8 @@ class _Session:
             tcp=listeners.dns_tcp,
             observer=Observers(asking),
         )
-        factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge)
+        http = InterceptedHTTP(runtime, judge, resolver, config.http.limits)
+        factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge, http=http)
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
         seal(_kept())
@@ -190,13 +194,17 @@ class _Session:
                 runtime,
                 lambda: [
                     *(flow for flow, _ in judge.open.values()),
+                    *http.requests,
                     *(() if bridging is None else bridging.flows.values()),
                 ],
                 arrivals,
+                lambda: sandbox.interrupted is not None,
             )
         finally:
+            sandbox.let_go_of_signals()
             await dns.stop()
             runtime.close()
+            http.close()
             resolver.close()
             addresses.close()
             self._processes.close()
@@ -219,6 +227,10 @@ class _Session:
                 self._say(each)
             if sandbox.outlived:
                 self._say("processes that outlived the command were ended")
+        if sandbox.left:
+            self._say("processes that outlived the command could not be ended")
+        if sandbox.interrupted is not None:
+            return _BY_SIGNAL + sandbox.interrupted
         if sandbox.status is None:
             self._say("the sandbox was killed")
             return _OWN_FAILURE

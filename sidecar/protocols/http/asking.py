@@ -17,7 +17,7 @@ from sidecar.errors import AddressError, AddressRefused, SidecarError
 from sidecar.flow import Protocol
 from sidecar.policy import Outcome
 from sidecar.protocols.http import replies
-from sidecar.protocols.http.auth import Access
+from sidecar.protocols.http.access import Access
 from sidecar.protocols.http.forwarding import COUNTED, hops_left
 from sidecar.protocols.http.routing import Forward, Refusal
 from sidecar.protocols.steps import objection
@@ -117,6 +117,7 @@ class Asking:
         routing.note(self.flow, self.place)
         if self.target:
             self.flow.target = self.target
+        self._shared.opened(self.flow)
         return True
 
     def _ask(self) -> None:

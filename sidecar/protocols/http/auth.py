@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import secrets
 from base64 import b64decode
-from enum import Enum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from sidecar.names.sharing import Recent, Waiters
+from sidecar.protocols.http.access import Access
 from sidecar.protocols.http.checkers import make_checker
 from sidecar.protocols.http.passwords import equal
 from sidecar.protocols.http.workers import Busy, Workers
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
     from twisted.python.failure import Failure
 
-__all__ = ["MAX_VALUE_BYTES", "Access", "Authenticator", "make_authenticator"]
+__all__ = ["MAX_VALUE_BYTES", "Authenticator", "make_authenticator"]
 
 MAX_VALUE_BYTES = 4096
 """How long the header's value may be; a user name and a password are a hundred bytes."""
@@ -55,15 +55,6 @@ _basic = re.compile(
 ).fullmatch
 _control = re.compile(rb"[\x00-\x1f\x7f]").search
 _REALM_TEXT = re.compile(r"[ -~]+").fullmatch
-
-
-class Access(Enum):
-    """What checking a request's credentials came to."""
-
-    GRANTED = "granted"
-    REFUSED = "refused"  # none, or wrong ones
-    UNAVAILABLE = "unavailable"  # a checker failed, or took too long
-    BUSY = "busy"  # too many are being checked
 
 
 @implementer(IUsernamePassword)

@@ -54,12 +54,20 @@ class _ByHost:
                 raise Refusal(unsupported(target.scheme))
             named = target.authority
         if named is None:
-            raise Refusal(replies.denied(Reason.NO_NAME.value))
+            return self._unnamed(), target.origin
         # The field keeps the port that it has; what is dialled is ours to say.
         place = place_of(named)
         host, port = place.authority.host, self._port
         address = None if place.address is None else SocketAddress(place.address.host, port)
         return Place(place.host, address, Authority(host, port), place.field), target.origin
+
+    def _unnamed(self) -> Place:
+        """Whom a request of HTTP/1.0 is for that has no Host.
+
+        Raises:
+            Refusal: Nobody knows.
+        """
+        raise Refusal(replies.denied(Reason.NO_NAME.value))
 
     def note(self, flow: Flow, place: Place) -> None:
         """As `Routing.note`."""
@@ -75,6 +83,8 @@ class Named(_ByHost):
         judge, resolver: As `Forward`.
         port: The listener's.
     """
+
+    unseen = False
 
     def __init__(self, judge: Judge, resolver: INameResolver, port: int) -> None:
         super().__init__(ListenerKind.SNI_PROXY, port)
@@ -97,6 +107,8 @@ class Intercepted(_ByHost):
         found_by: Who said so.
     """
 
+    unseen = True
+
     def __init__(
         self,
         judge: Judge,
@@ -109,23 +121,35 @@ class Intercepted(_ByHost):
         self._destination = destination
         self._found_by = found_by
 
+    def _unnamed(self) -> Place:
+        # Judged as a client is that gives no name. Its server sees the Host that HTTP/1.1
+        # wants to see, and can't take it for another's.
+        return place_of(str(self._destination).encode("ascii"))
+
     def note(self, flow: Flow, place: Place) -> None:
         """As `Routing.note`."""
         super().note(flow, place)
         flow.destination = self._destination
         flow.destination_from = self._found_by
+        if place.address is None or place.address.host == self._destination.host:
+            self._judge.name(flow)
 
-    def find(self, flow: Flow, place: Place) -> Addresses | Deferred[Addresses]:
+    def find(
+        self,
+        flow: Flow,
+        place: Place,  # noqa: ARG002 - noted
+    ) -> Addresses | Deferred[Addresses]:
         """As `Routing.find`."""
         destination, judge = self._destination, self._judge
         flow.names_known = True
         policy = judge.policy
         decision = policy.decide(flow)
         take(decision, flow)
-        if not decision.by_name or place.host is None:
+        # That of the place, or that by which DNS knows the address.
+        if not decision.by_name or flow.host is None:
             return (destination,)
         acceptable = partial(policy.accepts_address, flow)
         found: Addresses | Deferred[Addresses] = judge.verifier.verify(
-            place.host, destination, acceptable
+            flow.host, destination, acceptable
         )
         return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.addresses import SocketAddress
+    from sidecar.flow import Flow
     from sidecar.protocols.http.exchange import Exchange
     from sidecar.protocols.http.shared import Shared
     from sidecar.protocols.http.upstream import Upstream
@@ -123,6 +124,11 @@ class Connection:
     def look(self, now: float) -> None:
         """See whether the client takes too long (`Watched`)."""
         raise NotImplementedError
+
+    @property
+    def request(self) -> Flow | None:
+        """The flow of the request that is under way; None between two."""
+        return None if self._exchange is None else self._exchange.flow
 
     @property
     def sends_ahead(self) -> bool:

@@ -78,9 +78,10 @@ class Downstream(Connection):
         source: The client; None where it has no IP address.
         closed: Called once, when all is over.
         refused: There are too many; the first request is told so.
+        connection: What is known of the connection; None for nothing.
     """
 
-    __slots__ = ("_head_begun", "_lingered", "_looping", "_refused", "routing")
+    __slots__ = ("_connection_flow", "_head_begun", "_lingered", "_looping", "_refused", "routing")
 
     def __init__(
         self,
@@ -90,9 +91,12 @@ class Downstream(Connection):
         closed: Callable[[Connection], None],
         *,
         refused: bool = False,
+        connection: Flow | None = None,
     ) -> None:
         super().__init__(shared, source, closed)
         self.routing = routing
+        # Costs every request a moment.
+        self._connection_flow = None if shared.opening is None else connection
         self._refused = refused
         self._looping = False
         self._head_begun = False
@@ -225,7 +229,12 @@ class Downstream(Connection):
 
     def flow(self) -> Flow:
         """The flow of a request that begins now."""
-        return Flow(self.routing.kind, self.source, None, None, self.shared, Protocol.HTTP)
+        flow = Flow(self.routing.kind, self.source, None, None, self.shared, Protocol.HTTP)
+        connection = self._connection_flow
+        if connection is not None:
+            flow.connection = connection
+            flow.process = connection.process
+        return flow
 
     # Called by the exchange
 

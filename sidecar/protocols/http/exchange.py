@@ -102,6 +102,9 @@ class Exchange(Serving):
         self._upstream = upstream
         head, shared = self.head, self._shared
         self.flow.upstream = upstream.address
+        if self.flow.connection is not None:
+            # Somebody looks on.
+            self.flow.counts = self.taken
         data = request(head, self.target, self.place, shared.pseudonym.via, self.proxy)
         if self._pending:
             data += self._pending
@@ -315,6 +318,14 @@ class Exchange(Serving):
 
     # The patrol's side
 
+    def taken(self) -> tuple[int, int]:
+        """How many bytes the server, and the client, have taken."""
+        flow, upstream = self.flow, self._upstream
+        return (
+            flow.sent - (0 if upstream is None else upstream.transport.unwritten),
+            flow.received - getattr(self._downstream.transport, "unwritten", 0),
+        )
+
     def look(self, now: float) -> None:
         """See whether somebody takes too long."""
         if self._phase is not _FORWARDING:
@@ -328,9 +339,8 @@ class Exchange(Serving):
         if now - self._checked < limits.progress_timeout:
             return
         self._checked = now
-        flow, downstream, upstream = self.flow, self._downstream, self._upstream
-        up = flow.sent - (0 if upstream is None else upstream.transport.unwritten)
-        down = flow.received - getattr(downstream.transport, "unwritten", 0)
+        downstream = self._downstream
+        up, down = self.taken()
         slow_up = up - self._taken_up < limits.progress_bytes
         slow_down = down - self._taken_down < limits.progress_bytes
         self._taken_up, self._taken_down = up, down

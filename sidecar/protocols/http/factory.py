@@ -105,7 +105,9 @@ class HTTPProxyFactory(Factory):
         refused = limits.client_connections is not None and mine >= limits.client_connections
         self._open_by_client[host] = mine + 1
         closed = partial(self._closed, host, connection)
-        return Downstream(self.shared, self._routing, source, closed, refused=refused)
+        return Downstream(
+            self.shared, self._routing, source, closed, refused=refused, connection=connection
+        )
 
     def _closed(self, host: str, connection: Flow | None, _: Connection) -> None:
         left = self._open_by_client[host] - 1

@@ -189,6 +189,7 @@ class Inside(Overhearing):
         flow.verdict = Verdict.DENY
         flow.reason = reason
         flow.rule = rule
+        flow.hint = hint
         self._end(end)
         if flow.protocol is Protocol.TCP:
             downstream.abort()

@@ -4,33 +4,27 @@ Where a name matters to the policy, a connection's first bytes are read for it. 
 HTTP, the connection is served by the proxy's engine from there on, so that the Host of
 every request counts and not only that of the first. Where no name matters nothing is read,
 and the connection is relayed as any other.
+
+The engine is imported when the first such connection comes: it is a good part of all that
+there is to import, and most commands that `sidecar exec` runs never need it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zope.interface import implementer
-
 from sidecar.config import HttpLimits
-from sidecar.flow import FlowEnd, Protocol
-from sidecar.interfaces import IFlowObserver
-from sidecar.protocols.http.by_host import Intercepted, Named
-from sidecar.protocols.http.downstream import Downstream
-from sidecar.protocols.http.shared import Shared
-from sidecar.protocols.http.upstream import Upstream
+from sidecar.flow import Protocol
 from sidecar.protocols.judging import Judging
 from sidecar.protocols.routing import Routing as RoutingByName
-from sidecar.relay.stream import SocketTransport
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from sidecar.admission import Admission
     from sidecar.flow import Flow
     from sidecar.names.resolving import INameResolver
-    from sidecar.protocols.http.routing import Routing
+    from sidecar.protocols.http.by_request import ByRequest
     from sidecar.protocols.judge import Allowed, Judge
     from sidecar.runtime import Runtime
 
@@ -56,14 +50,30 @@ class InterceptedHTTP:
         resolver: INameResolver,
         limits: HttpLimits = _LIMITS,
     ) -> None:
-        self.shared = Shared(runtime, judge, resolver, limits=limits)
-        self._counter = _Counter(runtime.admission)
-        # By the port, since that is where the names' requests go.
-        self._named: dict[int, Named] = {}
+        self.runtime = runtime
+        self.by = judge
+        self.resolver = resolver
+        self._limits = limits
+        self._engine: ByRequest | None = None
+
+    @property
+    def engine(self) -> ByRequest:
+        """Who serves such connections."""
+        if self._engine is None:
+            from sidecar.protocols.http.by_request import ByRequest
+
+            self._engine = ByRequest(self.runtime, self.by, self.resolver, self._limits)
+        return self._engine
+
+    @property
+    def requests(self) -> list[Flow]:
+        """The flows of the requests that are under way."""
+        return [] if self._engine is None else self._engine.requests
 
     def close(self) -> None:
         """Let go of idle connections; to be called when nobody is served any more."""
-        self.shared.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def judge(
         self, connection: socket.socket, flow: Flow, allowed: Callable[[Allowed], None]
@@ -83,54 +93,6 @@ class InterceptedHTTP:
         """
         _Routing(self, connection, flow, allowed)
 
-    def serve_intercepted(
-        self, connection: socket.socket, flow: Flow, data: bytes, upstream: socket.socket | None
-    ) -> None:
-        """Serve a connection from its first byte on.
-
-        Args:
-            connection: The client's; ours.
-            flow: The connection's, which is no request's.
-            data: What has been read.
-            upstream: A connection to the destination, where there is one already.
-        """
-        shared, destination = self.shared, flow.destination
-        assert destination is not None  # noqa: S101 - no others are judged
-        if upstream is not None:
-            shared.pool.put(Upstream(shared, upstream, destination, destination))
-        routing = Intercepted(shared.judge, flow.listener, destination, flow.destination_from)
-        self._serve(connection, flow, data, routing)
-
-    def serve_named(self, connection: socket.socket, flow: Flow, data: bytes) -> None:
-        """Likewise one that goes by names."""
-        port = connection.getsockname()[1]
-        routing = self._named.get(port)
-        if routing is None:
-            shared = self.shared
-            routing = self._named[port] = Named(shared.judge, shared.resolver, port)
-        self._serve(connection, flow, data, routing)
-
-    def _serve(self, connection: socket.socket, flow: Flow, data: bytes, routing: Routing) -> None:
-        # From here on requests are logged, and the connection only counted.
-        flow.observer = self._counter
-        downstream = Downstream(
-            self.shared, routing, flow.source, lambda _: flow.finish(FlowEnd.CLOSED)
-        )
-        SocketTransport(self.shared.runtime.poller, connection, downstream, peer=flow.source)
-        downstream.dataReceived(data)
-
-
-@implementer(IFlowObserver)
-class _Counter:
-    """Counts connections that end."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-
-    def flow_ended(self, flow: Flow) -> None:  # noqa: ARG002 - it stands for the connection
-        """One is open no more."""
-        self._admission.closed()
-
 
 class _Judging(Judging):
     """As `Judging`; what speaks HTTP is judged request by request instead."""
@@ -146,16 +108,16 @@ class _Judging(Judging):
     ) -> None:
         # First, since what is there already is heard at once.
         self._http = http
-        shared = http.shared
-        super().__init__(shared.runtime, shared.judge, connection, flow, allowed)
+        super().__init__(http.runtime, http.by, connection, flow, allowed)
 
     def _names_known(self) -> None:
         flow = self._flow
-        if flow.protocol is not Protocol.HTTP or flow.destination is None:
+        # Whoever is only listened to may say what nobody could judge.
+        if flow.protocol is not Protocol.HTTP or flow.destination is None or flow.problem:
             self._decide()
             return
         upstream = self._upstream(flow.destination)
-        self._http.serve_intercepted(self._connection, flow, self._data, upstream)
+        self._http.engine.serve_intercepted(self._connection, flow, self._data, upstream)
 
 
 class _Routing(RoutingByName):
@@ -171,11 +133,10 @@ class _Routing(RoutingByName):
         allowed: Callable[[Allowed], None],
     ) -> None:
         self._http = http
-        shared = http.shared
-        super().__init__(shared.runtime, shared.judge, connection, flow, allowed, shared.resolver)
+        super().__init__(http.runtime, http.by, connection, flow, allowed, http.resolver)
 
     def _names_known(self) -> None:
         if self._flow.protocol is Protocol.HTTP:
-            self._http.serve_named(self._connection, self._flow, self._data)
+            self._http.engine.serve_named(self._connection, self._flow, self._data)
         else:
             super()._names_known()

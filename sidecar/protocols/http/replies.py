@@ -110,6 +110,7 @@ class Reply:
             limits say: nobody knows where the next request would begin.
         retry_after: Seconds after which it may go better; None if nobody knows.
         received_status: What a proxy on the way answered; None if that isn't the cause.
+        hint: The text of a rule that would allow the request; empty if none would.
     """
 
     status: int
@@ -120,6 +121,7 @@ class Reply:
     closes: bool = False
     retry_after: int | None = None
     received_status: int | None = None
+    hint: str = ""
 
     @property
     def denies(self) -> bool:
@@ -402,7 +404,7 @@ def denied(reason: str, hint: str = "", error: ProxyError | None = None) -> Repl
         )
     # The wording is protocols/denials.py's, which intercepted clients read.
     text = f"denied: {reason}; to allow it: {hint}" if hint else f"denied: {reason}"
-    return Reply(403, error, reason, text, FlowEnd.DENIED)
+    return Reply(403, error, reason, text, FlowEnd.DENIED, hint=hint)
 
 
 def reply_to_end(end: FlowEnd) -> Reply | None:

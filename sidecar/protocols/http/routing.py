@@ -78,6 +78,10 @@ class Routing(Typed):
     def kind(self) -> ListenerKind:
         """What they are logged as."""
 
+    @property
+    def unseen(self) -> bool:
+        """Whether clients believe that they have dialled their servers themselves."""
+
     def place(self, head: RequestHead) -> tuple[Place, bytes]:
         """Read whom a request is for.
 
@@ -178,6 +182,7 @@ class Forward(ByName):
     """Requests to a proxy: whom they are for is in their targets."""
 
     kind = ListenerKind.HTTP_PROXY
+    unseen = False
 
     def __init__(self, judge: Judge, resolver: INameResolver) -> None:
         super().__init__(judge, resolver)

@@ -144,7 +144,7 @@ class Serving(Asking):
             return
         flow.upstream = address
         if isinstance(outcome, DialError):
-            self.fail(replies.reply_to(outcome))
+            self._unreachable(outcome)
         elif isinstance(outcome, RelayProtocol):
             # Addresses and proxies are reached by sockets alone.
             self.fail(replies.INTERNAL_ERROR)
@@ -153,6 +153,16 @@ class Serving(Asking):
         else:
             upstream = Upstream(self._shared, outcome, address, self.proxy or address)
             self._forward(upstream, repeatable=False)
+
+    def _unreachable(self, error: DialError) -> None:
+        downstream, flow = self._downstream, self.flow
+        if not downstream.routing.unseen or self.addresses != (flow.destination,):
+            self.fail(replies.reply_to(error))
+            return
+        # What the client would feel if it had dialled itself, which it believes.
+        self._stop()
+        flow.finish(error.end)
+        downstream.abort()
 
     def _tunnel(self, upstream: socket.socket | None) -> None:
         """Open the client's tunnel (RFC 9110 §9.3.6)."""
@@ -197,6 +207,7 @@ class Serving(Asking):
             flow.verdict = Verdict.DENY
             flow.reason = reply.reason
             flow.rule = rule
+            flow.hint = reply.hint
         flow.status = reply.status
         goes_on = head.keep_alive and self.request_done and not reply.closes
         if head.method == CONNECT:

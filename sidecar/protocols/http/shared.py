@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from sidecar.interfaces import IFlowObserver
+from sidecar.interfaces import IFlowObserver, IOpeningObserver
 from sidecar.protocols.http.forwarding import Pseudonym
 from sidecar.protocols.http.patrol import Patrol
 from sidecar.protocols.http.pool import Pool
@@ -34,6 +34,7 @@ class Shared:
         pseudonym: What the proxy calls itself.
         pool: Idle connections to servers.
         patrol: Looks after the clients.
+        opening: Told of requests that begin; None if nobody wants to know.
     """
 
     _log = Logger()
@@ -67,11 +68,20 @@ class Shared:
             ),
         )
         self._observer = runtime.observer
+        self.opening: IOpeningObserver | None = IOpeningObserver(runtime.observer, None)
 
     def close(self) -> None:
         """Let go of idle connections and timers."""
         self.pool.close()
         self.patrol.close()
+
+    def opened(self, flow: Flow) -> None:
+        """Tell of a request that begins, if it came on a connection that was told of."""
+        if self.opening is not None and flow.connection is not None:
+            try:
+                self.opening.flow_opened(flow)
+            except Exception:  # noqa: BLE001 - an observer can't be allowed to stop traffic
+                self._log.failure("bug in a flow observer")
 
     def flow_ended(self, flow: Flow) -> None:
         """Pass the word on, of each request (IFlowObserver)."""

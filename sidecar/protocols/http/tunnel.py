@@ -76,6 +76,7 @@ class Tunnel:
             # What goes through another proxy has none that could be judged again.
             shared.judge.relayed(flow, cast("Relaying", self))
         downstream.leave()
+        flow.counts = self._counts
         transport = downstream.transport
         if isinstance(transport, SocketTransport):
             # What HTTP has still to say comes first, and is none of the tunnel's.
@@ -116,6 +117,11 @@ class Tunnel:
         flow.reason = reason
         flow.rule = rule
         self._joined.abort(end)
+
+    def _counts(self) -> tuple[int, int]:
+        totals = self._joined.totals
+        sent, received = (0, 0) if totals is None else (totals.sent, totals.received)
+        return max(0, self._sent + sent), max(0, self._received + received)
 
     def _ended(self, totals: Totals) -> None:
         flow, downstream = self._flow, self._downstream

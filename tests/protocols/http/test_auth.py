@@ -18,7 +18,8 @@ from zope.interface.verify import verifyObject
 
 from sidecar.errors import CheckerError
 from sidecar.protocols.http import auth
-from sidecar.protocols.http.auth import MAX_VALUE_BYTES, Access, Authenticator, make_authenticator
+from sidecar.protocols.http.access import Access
+from sidecar.protocols.http.auth import MAX_VALUE_BYTES, Authenticator, make_authenticator
 from sidecar.protocols.http.workers import Busy
 
 if TYPE_CHECKING:
