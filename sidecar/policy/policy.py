@@ -69,7 +69,8 @@ _ALLOW_NAMELESS = Decision(Outcome.ALLOW, Reason.NO_NAME)
 _NEED_NAME = Decision(Outcome.NEED_MORE, Reason.NO_NAME, missing=Fact.NAME)
 _NO_DESTINATION = Decision(Outcome.DENY, Reason.UNKNOWN_DESTINATION)
 
-_NEVER_BY_NAME = frozenset({AddressClass.LOOPBACK, AddressClass.METADATA})
+NEVER_BY_NAME = frozenset({AddressClass.LOOPBACK, AddressClass.METADATA})
+"""Classes that no rule for a name leads to: that takes one for the address."""
 
 # Answers, of half a kilobyte each. Whoever asks for more names than that drives out
 # others' answers, which then cost what they cost without.
@@ -87,6 +88,9 @@ class Policy:
         no_name: Whether a connection needs a name, where one would matter.
         own: The host's own addresses, in network byte order: public ones among them are
             taken for private, since they lead behind whatever guards the host's door.
+
+    Attributes:
+        default, allow, deny, private_names, ech, no_name, own: The same.
     """
 
     def __init__(
@@ -116,11 +120,11 @@ class Policy:
     def with_own(self, own: frozenset[bytes]) -> Policy:
         """Make the same policy for a host that has other addresses; quickly."""
         other = copy(self)
-        other._live_at(own)
+        other._live_at(own)  # noqa: SLF001 - another of ours
         return other
 
     def _live_at(self, own: frozenset[bytes]) -> None:
-        self._own = own
+        self.own = own
         # Clients come back, and each flow asks up to four times; nothing here changes.
         self._judged = lru_cache(_REMEMBERED)(self._judge)
 
@@ -199,11 +203,9 @@ class Policy:
         undecided = name_matters and not names_known
 
         rule = allow.match_address(packed, port)
-        is_public = classify(packed) is AddressClass.PUBLIC
-        if is_public and self._own and self._is_own(packed):
-            is_public = False
-            if rule is not None and rule.host is AddressClass.PUBLIC:
-                rule = allow.match_any(port)
+        is_public = self._is_public(packed)
+        if rule is not None and rule.host is AddressClass.PUBLIC and not is_public:
+            rule = allow.match_any(port)
         if rule is not None:
             return _NEED_NAME if undecided else Decision(Outcome.ALLOW, Reason.RULE, rule)
 
@@ -216,8 +218,19 @@ class Policy:
             return _ALLOW_DEFAULT if hidden is None else _deny(hidden, address, port)
         return self._judge_name(packed, address, port, host, names_known, ech, is_public)
 
-    def _is_own(self, packed: bytes) -> bool:
-        return packed in self._own or any(each in self._own for each in embedded(packed))
+    def is_public(self, address: str) -> bool:
+        """Whether an address is public, and not the host's own.
+
+        Raises:
+            AddressError: It is none.
+        """
+        return self._is_public(pack(address))
+
+    def _is_public(self, packed: bytes) -> bool:
+        if classify(packed) is not AddressClass.PUBLIC:
+            return False
+        own = self.own
+        return not own or (packed not in own and not any(each in own for each in embedded(packed)))
 
     def _hides_a_name(self, host: str | None, ech: bool, is_raw: bool) -> Reason | None:
         """Say how a client that only a deny rule could stop evades it, if it does."""
@@ -340,7 +353,7 @@ class Policy:
         if is_public:
             return True
         # Whoever has the name would have this very machine, or its credentials.
-        if classify(packed) in _NEVER_BY_NAME:
+        if classify(packed) in NEVER_BY_NAME:
             return False
         return self._private.match(host, port) is not None
 

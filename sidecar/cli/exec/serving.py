@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sidecar.sandbox.bridging import Bridging
     from sidecar.sandbox.starting import Started
 
-__all__ = ["serve"]
+__all__ = ["kept", "serve"]
 
 _OWN_FAILURE = 125
 _DENIED = 77
@@ -58,12 +58,14 @@ _BRIEF = 0.08
 # What is imported later, if at all: tables, and what reads HTTP.
 _LATE = (
     "colorsys",
+    "configparser",
     "fractions",
+    "getpass",
     "httptools.parser.parser",
     "rich",
     "sidecar.observe.tables",
-    "sidecar.protocols.http",
-    "sidecar.wire.http1",
+    "sidecar.protocols",
+    "sidecar.wire",
 )
 
 
@@ -183,7 +185,7 @@ class _Session:
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge, http=http)
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
-        seal(_kept())
+        seal(kept())
         self._started.go()
         try:
             await sandbox.ended
@@ -256,7 +258,7 @@ class _Session:
         return Off() if policy.verify is Verify.OFF else Redial(resolver)
 
 
-def _kept() -> Kept:
+def kept() -> Kept:
     """What most runs are spared: a tenth of a second."""
     kept = Kept()
     for name in _LATE:
