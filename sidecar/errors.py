@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sidecar.flow import FlowEnd
+from sidecar.endings import FlowEnd
 
 __all__ = [
     "AddressError",

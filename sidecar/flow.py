@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sidecar.endings import FlowEnd
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -81,25 +83,6 @@ class Verdict(Enum):
     DENY = "deny"
 
 
-class FlowEnd(Enum):
-    """How a flow ended; exactly one each."""
-
-    CLOSED = "closed"
-    DENIED = "denied"
-    CLIENT_RESET = "client_reset"
-    SERVER_RESET = "server_reset"
-    CONNECTION_REFUSED = "connection_refused"
-    CONNECTION_TIMEOUT = "connection_timeout"
-    DESTINATION_UNROUTABLE = "destination_unroutable"
-    DNS_ERROR = "dns_error"
-    DNS_TIMEOUT = "dns_timeout"
-    PROXY_LOOP_DETECTED = "proxy_loop_detected"
-    IDLE_TIMEOUT = "idle_timeout"
-    HTTP_REQUEST_ERROR = "http_request_error"
-    PROTOCOL_ERROR = "protocol_error"
-    SHUTDOWN = "shutdown"
-
-
 class Process(msgspec.Struct, frozen=True, gc=False):
     """A program that runs.
 
@@ -153,6 +136,8 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
         upstream: The address dialled; None if none was.
         sent, received: Bytes from client to server, and back; known at the end.
         counts: Tells both while the flow is being relayed; None before and after.
+        head_sent: Bytes of an HTTP request's head, which isn't its content, but may carry data
+            all the same; 0 where nobody wants to know.
         end: How it ended; None while it lives.
         seconds: How long it lived; 0.0 while it does.
         method: An HTTP request's, as sent; None where no request was read.
@@ -187,6 +172,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     sent: int = 0
     received: int = 0
     counts: Callable[[], tuple[int, int]] | None = None
+    head_sent: int = 0
     end: FlowEnd | None = None
     seconds: float = 0.0
     method: bytes | None = None

@@ -63,10 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Find out whether the summary can be written, before anything is run.
+    """Open the file for the summary, before anything is run: what is there later is others' choice.
 
     Args:
-        arguments: With the options of `add_arguments`.
+        arguments: With the options of `add_arguments`; gets the descriptor.
 
     Raises:
         SummaryError: It can't be.
@@ -74,8 +74,9 @@ def check(arguments: argparse.Namespace) -> None:
     path = arguments.summary_file
     if path is None:
         return
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        arguments.summary_descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         raise SummaryError(path, error.strerror or str(error)) from None
 
@@ -91,7 +92,7 @@ def make_view(
     """Make what the options ask for.
 
     Args:
-        arguments: With the options of `add_arguments`.
+        arguments: With the options of `add_arguments`, and after `check`.
         reactor: Times the lines.
         find_process: Finds who opened a connection, by both its ends
             (`sidecar.linux.processes.ProcessFinder.find`); None if nobody can.
@@ -99,15 +100,17 @@ def make_view(
         environment: NO_COLOR and TERM count.
     """
     from sidecar.observe.summary import Format
-    from sidecar.observe.view import View
+    from sidecar.observe.view import SummaryFile, View
 
+    path = arguments.summary_file
+    file = None if path is None else SummaryFile(arguments.summary_descriptor, path)
     return View(
         descriptor,
         reactor,
         _look(arguments, descriptor, environment),
         Format(arguments.summary),
         quiet=arguments.quiet,
-        path=arguments.summary_file,
+        file=file,
         find_process=find_process,
     )
 

@@ -10,14 +10,17 @@ import fcntl
 import socket
 import struct
 import termios
+from typing import TYPE_CHECKING
 
-from sidecar.addresses import SocketAddress
 from sidecar.wire.sockaddr import (
     SOCKADDR_IN6_SIZE,
     SOCKADDR_IN_SIZE,
     decode_sockaddr_in,
     decode_sockaddr_in6,
 )
+
+if TYPE_CHECKING:
+    from sidecar.addresses import SocketAddress
 
 __all__ = [
     "bind_late",
@@ -69,6 +72,9 @@ def original_destination(connection: socket.socket, peer_is_ipv4: bool) -> Socke
         OSError: ENOENT, conntrack has no such connection (no NAT rule, NOTRACK,
             TPROXY); EOPNOTSUPP or ENOPROTOOPT, wrong level or not TCP.
     """
+    # What makes sandboxes has no need of it, and no time to import it.
+    from sidecar.addresses import SocketAddress
+
     if peer_is_ipv4:
         raw = connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, SOCKADDR_IN_SIZE)
         host, port = decode_sockaddr_in(raw)

@@ -11,7 +11,10 @@ import errno
 import os
 import platform
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from sidecar.linux.mountinfo import mount_points
 
 if TYPE_CHECKING:
     import signal
@@ -127,18 +130,19 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
 
 
 def make_read_only(path: str) -> None:
-    """Make a mount and all below it read-only.
-
-    Before Linux 5.12, which brought mount_setattr(2), the mount alone.
-    """
+    """Make a mount and all below it read-only."""
     try:
         _set_read_only(path)
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
-        # What a mount of somebody else's forbids, it must go on forbidding.
+        # Before Linux 5.12, which brought mount_setattr(2). What a mount of somebody
+        # else's forbids, it must go on forbidding.
         kept = MS_NOSUID | MS_NODEV | MS_NOEXEC
-        mount("none", path, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
+        for each in mount_points(path):
+            # Some may be hidden by others that are mounted above them.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                mount("none", each, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
 
 
 def _set_read_only(path: str) -> None:

@@ -41,6 +41,8 @@ FAILURES = frozenset(
 class Requests(Flow):
     """Requests of one connection to one host, with the facts of the last.
 
+    What was sent includes the requests' heads.
+
     Attributes:
         requests: How many have ended.
         again: Whether others, on this connection and with the same outcome, were told of
@@ -73,7 +75,7 @@ class Requests(Flow):
         """Count a request that has ended."""
         self.requests += 1
         self.current = None
-        self.sent += flow.sent
+        self.sent += flow.head_sent + flow.sent
         self.received += flow.received
         self.seconds = flow.started_monotonic + flow.seconds - self.started_monotonic
         self.names_known = flow.names_known
@@ -86,8 +88,11 @@ class Requests(Flow):
 
     def amounts(self) -> tuple[int, int]:
         """As `Flow.amounts`."""
-        sent, received = (0, 0) if self.current is None else self.current.amounts()
-        return self.sent + sent, self.received + received
+        current = self.current
+        if current is None:
+            return self.sent, self.received
+        sent, received = current.amounts()
+        return self.sent + current.head_sent + sent, self.received + received
 
     @property
     def connected(self) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import succeed
 from zope.interface import implementer
@@ -32,7 +31,19 @@ if TYPE_CHECKING:
     from sidecar.lookups import Lookup
     from sidecar.observe.styles import Look
 
-__all__ = ["View"]
+__all__ = ["SummaryFile", "View"]
+
+
+class SummaryFile(NamedTuple):
+    """A file for the summary.
+
+    Attributes:
+        descriptor: To append to; closed once that is done.
+        path: What the user calls it.
+    """
+
+    descriptor: int
+    path: str
 
 
 @implementer(IDNSObserver)
@@ -45,7 +56,7 @@ class View:
         look: How lines look.
         form: How the summary is written.
         quiet: Whether to show no lines, but the summary.
-        path: The file that the summary is appended to; None for `descriptor`.
+        file: Where the summary goes; None for `descriptor`.
         find_process: Finds who opened a connection, by both its ends; None if nobody can.
 
     Attributes:
@@ -61,13 +72,13 @@ class View:
         form: Format,
         *,
         quiet: bool = False,
-        path: str | None = None,
+        file: SummaryFile | None = None,
         find_process: Callable[[SocketAddress, SocketAddress], Process | None] | None = None,
     ) -> None:
         self._descriptor = descriptor
         self._look = look
         self._form = form
-        self._path = path
+        self._file = file
         self._terminal = None if quiet else TerminalView(descriptor, reactor, look)
         self.tally = Tally()
         observers: list[IFlowObserver] = []
@@ -104,22 +115,24 @@ class View:
         Raises:
             SummaryError: The summary's file can't be written.
         """
-        look = self._look if self._path is None else self._look._replace(color=False, width=None)
+        file = self._file
+        look = self._look if file is None else self._look._replace(color=False, width=None)
         text = write_summary(self.tally.summary(command, status), self._form, look)
-        if self._path is None:
+        if file is None:
             # A reader that has gone is no reason for another exit status.
             with suppress(OSError):
                 _write_all(self._descriptor, text.encode("utf-8", "backslashreplace"))
-        elif text:
-            _append(self._path, text)
+        else:
+            _append(file, text)
 
 
-def _append(path: str, text: str) -> None:
+def _append(file: SummaryFile, text: str) -> None:
     try:
-        with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        _write_all(file.descriptor, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise SummaryError(path, error.strerror or str(error)) from None
+        raise SummaryError(file.path, error.strerror or str(error)) from None
+    finally:
+        os.close(file.descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -58,8 +58,8 @@ class Judge:
         patience: Seconds from a client's first byte to its name; absolute.
         steps: Asked of every flow that the policy allows.
         deadline: Seconds that each step may take.
-        brief: Seconds of silence, at most, that are enough where what the client says is not
-            needed: its denial is certain, or DNS has named it.
+        brief: Likewise, at most, where its denial is certain, or it is denied by the name that
+            DNS has given it, unless it says another.
         served: What our own DNS has answered: names the flows that say no name themselves.
         curious: Whether clients are also listened to where their name changes nothing, for
             who wants to know it (``--learn``).

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.addresses import SocketAddress
+    from sidecar.policy import Decision
     from sidecar.runtime import Runtime
 
 __all__ = ["Allowed", "Judge", "Judging"]
@@ -82,9 +83,7 @@ class Judging(Pending):
         if outcome is Outcome.ALLOW and judge.curious:
             self._allowed_anyway = True
         if not flow.names_known and (outcome is Outcome.NEED_MORE or self._allowed_anyway):
-            named = flow.host is not None
-            silence = min(judge.silence, judge.brief) if named else judge.silence
-            self._listen(silence, judge.patience)
+            self._listen(self._silence(), judge.patience)
             if self._peek is not None:
                 self._dial_early()
             return
@@ -112,9 +111,21 @@ class Judging(Pending):
         address = flow.destination
         if not hint or flow.host is None or address is None:
             return hint
-        policy = self._judge.policy
-        named = policy.judge(address.host, address.port, host=flow.host, protocol=Protocol.TCP)
-        return named.hint or hint
+        return self._judged_silent(address).hint or hint
+
+    def _silence(self) -> float:
+        """For how long to wait for the client's words: briefly where DNS has denied it already."""
+        judge, address = self._judge, self._flow.destination
+        if self._flow.host is None or address is None:
+            return judge.silence
+        denied = self._judged_silent(address).outcome is Outcome.DENY
+        return min(judge.silence, judge.brief) if denied else judge.silence
+
+    def _judged_silent(self, address: SocketAddress) -> Decision:
+        """What becomes of the flow if its client never says a name."""
+        return self._judge.policy.judge(
+            address.host, address.port, host=self._flow.host, protocol=Protocol.TCP
+        )
 
     def _dial_early(self) -> None:
         address = self._flow.destination

@@ -28,7 +28,7 @@ from sidecar.sandbox.privileges import give_up_privileges
 if TYPE_CHECKING:
     from sidecar.sandbox.handover import Channel
 
-__all__ = ["GRACE", "Alone", "let_go_of_terminal", "run"]
+__all__ = ["GRACE", "Alone", "end_descendants", "let_go_of_terminal", "run"]
 
 GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL for processes that outlive the command."""
@@ -194,7 +194,9 @@ class _Init:
             os._exit(FAILED)
         word, body = message
         if word is Word.GO:
-            os.write(self._go, b"!")
+            # It may have been killed, by a signal that was passed on.
+            with suppress(BrokenPipeError):
+                os.write(self._go, b"!")
             os.close(self._go)
         elif word is Word.SOCKET:
             answer_with_socket(self._channel, body)
@@ -279,6 +281,25 @@ class _Init:
             return
         for pid in _descendants():
             _kill(pid, number)
+
+
+def end_descendants() -> None:
+    """Kill all that this process has started and they have, and wait for that; not for ever."""
+    deadline = time.monotonic() + _GIVE_UP
+    while _any_left() and time.monotonic() < deadline:
+        for pid in _descendants():
+            _kill(pid, signal.SIGKILL)
+        time.sleep(_AGAIN)
+
+
+def _any_left() -> bool:
+    for _ in range(_REAPED_AT_ONCE):
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return True
+        except ChildProcessError:  # noqa: PERF203 - seldom more than two
+            return False
+    return True
 
 
 def _kill(pid: int, number: int) -> None:

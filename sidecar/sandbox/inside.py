@@ -17,6 +17,7 @@ from sidecar.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     close_all_but,
     prctl,
@@ -90,9 +91,14 @@ def set_up(
         _give_up(channel, NamespaceError(cause, "run `sidecar doctor` to see what is missing"))
     if pid == 0:
         init.run(channel, command, signal_mask, alone)
+    if not alone.pids:
+        # Should somebody kill it, we get those that are left.
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
     channel.close()
     init.let_go_of_terminal()
     os.waitpid(pid, 0)
+    if not alone.pids:
+        init.end_descendants()
     os._exit(0)
 
 

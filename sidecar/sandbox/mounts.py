@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
+from sidecar.linux.mountinfo import mount_points
 from sidecar.linux.syscalls import (
     MS_BIND,
     MS_NODEV,
@@ -24,15 +26,16 @@ __all__ = [
     "writable_kernel_settings",
 ]
 
-MASKED = (
-    "/run/nscd/socket",
-    "/var/run/nscd/socket",
-    "/run/systemd/resolve/io.systemd.Resolve",
-    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
-    "/run/avahi-daemon/socket",
-)
-"""Sockets of services outside that look up names for whoever asks: the C library falls
-back to DNS, which is intercepted."""
+MASKED: dict[str, tuple[str, ...]] = {
+    "/run/nscd": (),
+    "/var/run/nscd": (),
+    "/run/avahi-daemon": (),
+    "/var/run/avahi-daemon": (),
+    "/run/systemd/resolve": ("resolv.conf", "stub-resolv.conf"),
+}
+"""Where services outside have the sockets by which they look up names for whoever asks: the C
+library falls back to DNS, which is intercepted. Whole directories, for a service that is
+started anew makes its socket anew; with the files that stay."""
 
 READ_ONLY = (
     *("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi"),
@@ -50,10 +53,27 @@ def mask_name_services() -> None:
     """
     # What is unmounted outside is unmounted here, but not the other way round.
     mount("none", "/", None, MS_REC | MS_SLAVE)
-    for path in MASKED:
-        if os.path.exists(path):  # noqa: PTH110 - pathlib takes milliseconds to import
-            # Not a socket: connecting to it is refused.
-            mount("/dev/null", path, None, MS_BIND)
+    done = set()
+    for name, kept in MASKED.items():
+        path = os.path.realpath(name)
+        if os.path.isdir(path) and path not in done:  # noqa: PTH112 - pathlib takes milliseconds
+            done.add(path)
+            _mask(path, kept)
+
+
+def _mask(path: str, names: tuple[str, ...]) -> None:
+    """Put an empty directory over one, with copies of some of its files."""
+    kept = {}
+    for name in names:
+        with suppress(OSError), open(f"{path}/{name}", "rb") as file:  # noqa: PTH123 - as above
+            kept[name] = file.read()
+    mount("none", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name, data in kept.items():
+        with open(f"{path}/{name}", "wb") as file:  # noqa: PTH123 - as above
+            os.fchmod(file.fileno(), 0o644)
+            file.write(data)
+    os.chmod(path, 0o755)  # noqa: PTH101, S103 - as above; as it was
+    make_read_only(path)
 
 
 def mount_proc() -> None:
@@ -84,9 +104,21 @@ def writable_kernel_settings() -> list[str]:
     """
     if os.stat("/proc").st_uid != 0:  # noqa: PTH116 - as above
         return []
-    return [
-        path
-        for path in READ_ONLY
-        if os.path.exists(path)  # noqa: PTH110 - as above
-        and not os.statvfs(path).f_flag & os.ST_RDONLY
-    ]
+    found = []
+    for path in READ_ONLY:
+        if os.path.exists(path):  # noqa: PTH110 - as above
+            found += [each for each in (path, *mount_points(path)) if not _is_read_only(each)]
+    return found
+
+
+def _is_read_only(path: str) -> bool:
+    try:
+        # What automounts isn't asked to.
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        # Hidden by what is mounted above it.
+        return True
+    try:
+        return bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
+    finally:
+        os.close(descriptor)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import uuid
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from askers import query
 from identities import as_nobody, in_user_namespace, needs_root, without_capabilities
+from integration.exec_stage import Marked, sidecar
 from support import wait_for
 from twisted.names import dns
 
@@ -50,24 +50,27 @@ def python(program: str, *arguments: str) -> list[str]:
 
 def demo(*arguments: str) -> list[str]:
     """The command."""
-    return python("from sidecar.cli import main; sys.exit(main())", "demo", *arguments)
+    return sidecar("demo", *arguments)
 
 
-class Marked:
-    """An environment by which all that a command starts can be found again.
+class Watch:
+    """Finds all that a demo starts and makes.
 
     Args:
-        directory: Empty; where temporary files are made.
+        directory: Where temporary files are made.
+
+    Attributes:
+        environment: The demo's.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._mark = uuid.uuid4().hex
+        self._marked = Marked()
         self._files = directory / "tmp"
         self._files.mkdir()
         self._files.chmod(0o777)
         self.environment = {
             **os.environ,
-            "SIDECAR_TEST": self._mark,
+            **self._marked.environment,
             "TMPDIR": str(self._files),
             "TERM": "xterm",
         }
@@ -75,27 +78,22 @@ class Marked:
 
     def left(self) -> list[object]:
         """Processes and files that are there."""
-        found: list[object] = list(self._files.iterdir())
-        for directory in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if self._mark in (directory / "environ").read_text(errors="replace"):
-                    found.append(int(directory.name))
-        return found
+        return [*self._files.iterdir(), *self._marked.alive()]
 
 
 def play(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a demo to its end, and see that nothing of it is left."""
-    marked = Marked(cwd)
+    watch = Watch(cwd)
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**marked.environment, **environment},
+        env={**watch.environment, **environment},
         check=False,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    assert [] == marked.left()
+    assert [] == watch.left()
     return done
 
 
@@ -212,12 +210,12 @@ class TestDemo:
     )
     def test_terminal(self, environment: dict[str, str], colored: bool, tmp_path: Path) -> None:
         """In a terminal it looks as in a terminal, and as its user wants it."""
-        marked = Marked(tmp_path)
+        watch = Watch(tmp_path)
         ours, theirs = pty.openpty()
         with subprocess.Popen(
             demo(),
             cwd=tmp_path,
-            env={**marked.environment, **environment},
+            env={**watch.environment, **environment},
             stdout=theirs,
             stderr=theirs,
         ) as process:
@@ -231,7 +229,7 @@ class TestDemo:
         os.close(ours)
         assert b"All as claimed" in shown
         assert colored == (b"\x1b[" in shown)
-        assert [] == marked.left()
+        assert [] == watch.left()
 
     @needs_root
     @pytest.mark.parametrize(
@@ -284,11 +282,11 @@ class TestDemo:
     @needs_root
     def test_reader_leaves(self, tmp_path: Path) -> None:
         """When nobody reads on, it ends, and says nothing more."""
-        marked = Marked(tmp_path)
+        watch = Watch(tmp_path)
         with subprocess.Popen(
             demo(),
             cwd=tmp_path,
-            env=marked.environment,
+            env=watch.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -299,7 +297,7 @@ class TestDemo:
             process.stdout.close()
             assert "" == process.stderr.read()
             assert 1 == process.wait(PATIENCE)
-        assert [] == marked.left()
+        assert [] == watch.left()
 
     @needs_root
     @pytest.mark.parametrize(
@@ -314,11 +312,11 @@ class TestDemo:
     )
     def test_ended_from_outside(self, number: signal.Signals, to_all: bool, tmp_path: Path) -> None:
         """Whatever ends it, or it and all that it started, nothing is left."""
-        marked = Marked(tmp_path)
+        watch = Watch(tmp_path)
         with subprocess.Popen(
             demo(),
             cwd=tmp_path,
-            env=marked.environment,
+            env=watch.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -328,7 +326,7 @@ class TestDemo:
             # A command is running in sidecar exec.
             while "index: wheel" not in process.stdout.readline():
                 assert process.poll() is None
-            assert len(marked.left()) > 4
+            assert len(watch.left()) > 4
             if to_all:
                 os.killpg(process.pid, number)
             else:
@@ -336,7 +334,7 @@ class TestDemo:
             assert 0 != process.wait(PATIENCE)
             assert process.stderr is not None
             assert "Traceback" not in process.stderr.read()
-        wait_for(lambda: not marked.left())
+        wait_for(lambda: not watch.left())
 
     def test_help(self, tmp_path: Path) -> None:
         """--help says what is done to the machine, and what the exit status means."""

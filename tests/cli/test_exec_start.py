@@ -26,9 +26,11 @@ class TestImports:
     def test_light(self, module: str) -> None:
         """Before the fork, and in the set-up process, there is no Twisted and little else."""
         found = modules_after(f"import sidecar.cli, {module}")
-        heavy = {"twisted", "zope.interface", "asyncio", "ssl", "tomllib"}
+        heavy = {"twisted", "zope.interface", "asyncio", "msgspec", "ssl", "tomllib"}
         assert set() == found & heavy
         assert not {name for name in found if name.startswith(("sidecar.policy", "sidecar.config"))}
+        # Nor what only some options need.
+        assert "sidecar.sandbox.bridges" not in found
 
     def test_no_tls(self) -> None:
         """The reactor comes without TLS where nobody speaks it."""
@@ -56,6 +58,27 @@ class TestImports:
         found = modules_after("import sidecar.protocols.http.by_request")
         assert "httptools" in found
         assert set() == found & {"twisted.cred.checkers", "sidecar.protocols.http.auth", "OpenSSL"}
+
+    def test_no_cookies(self) -> None:
+        """Nor does it come with what it only names for others: urllib, http.client, email."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "import sidecar.cli.exec.serving\n"
+        )
+        assert set() == found & {"http.cookiejar", "urllib.request", "http.client", "email.parser"}
+
+    def test_cookies_afterwards(self) -> None:
+        """Who uses them has them."""
+        modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "from twisted.python.compat import cookielib\n"
+            "assert cookielib.CookieJar().clear() is None\n"
+            "import http.cookiejar\n"
+            "assert cookielib.CookieJar is http.cookiejar.CookieJar\n"
+            "import twisted.web.client\n"
+        )
 
     def test_tls_afterwards(self) -> None:
         """PyOpenSSL was hidden for that moment only."""

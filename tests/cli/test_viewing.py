@@ -80,7 +80,9 @@ def test_view() -> None:
 def test_check(tmp_path: Path) -> None:
     """Whether the summary can be written is found out before anything is run."""
     viewing.check(parse())
-    viewing.check(parse("--summary-file", str(tmp_path / "new")))
+    arguments = parse("--summary-file", str(tmp_path / "new"))
+    viewing.check(arguments)
+    os.close(arguments.summary_descriptor)
     assert "" == (tmp_path / "new").read_text(encoding="utf-8")
     with pytest.raises(SummaryError, match="No such file or directory"):
         viewing.check(parse("--summary-file", str(tmp_path / "no" / "file")))

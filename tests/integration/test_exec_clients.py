@@ -11,8 +11,10 @@ import re
 import shlex
 import shutil
 import subprocess
-from contextlib import ExitStack
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +33,6 @@ from sidecar.addresses import SocketAddress
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
-    from pathlib import Path
 
 _programs = needs("gcc", "git", "nginx", "ssh")
 
@@ -134,12 +135,14 @@ class Client:
         command: With DIRECTORY for the test's own, where the authority's certificate is.
         port: Where it connects to.
         protocol, host_from: What the log says of it.
+        process: What the process calls itself that connects.
         shows: A part of what it prints when it is served; None if that is an error of its own.
         refused: A pattern that what it prints has when its connection is denied.
     """
 
     command: tuple[str, ...]
     port: int
+    process: str
     protocol: str
     host_from: str
     refused: str
@@ -154,55 +157,70 @@ _FORBIDDEN = rf"sidecar: denied: default; to allow it: {NAME}:80\n"
 _ALERT = r"(?i)alert access denied"
 _CA = "DIRECTORY/authority.pem"
 _CLIENTS = {
-    "curl": Client((*_CURL, f"http://{NAME}/page"), 80, "http", "host", _FORBIDDEN),
+    "curl": Client((*_CURL, f"http://{NAME}/page"), 80, "curl", "http", "host", _FORBIDDEN),
     "curl-https": Client(
-        (*_CURL, "--cacert", _CA, "--http1.1", f"https://{NAME}/page"), 443, "tls", "sni", _ALERT
+        (*_CURL, "--cacert", _CA, "--http1.1", f"https://{NAME}/page"),
+        443,
+        "curl",
+        "tls",
+        "sni",
+        _ALERT,
     ),
     "curl-h2": Client(
         (*_CURL, "--cacert", _CA, "--http2", "-w", "%{http_version}", f"https://{NAME}/page"),
-        *(443, "tls", "sni", _ALERT),
+        *(443, "curl", "tls", "sni", _ALERT),
         shows=f"{PAGE}2",
     ),
-    "wget": Client((*_WGET, f"http://{NAME}/page"), 80, "http", "host", "403: Forbidden"),
+    "wget": Client((*_WGET, f"http://{NAME}/page"), 80, "wget", "http", "host", "403: Forbidden"),
     "wget-https": Client(
         (*_WGET, f"--ca-certificate={_CA}", f"https://{NAME}/page"),
-        *(443, "tls", "sni", "Unable to establish SSL connection"),
+        *(443, "wget", "tls", "sni", "Unable to establish SSL connection"),
     ),
     "python": Client(
         ("python3", "-c", _URLLIB, f"http://{NAME}/page", _CA),
-        *(80, "http", "host", "HTTP Error 403: Forbidden"),
+        *(80, "python3", "http", "host", "HTTP Error 403: Forbidden"),
     ),
     "python-https": Client(
-        ("python3", "-c", _URLLIB, f"https://{NAME}/page", _CA), 443, "tls", "sni", _ALERT
+        ("python3", "-c", _URLLIB, f"https://{NAME}/page", _CA),
+        443,
+        "python3",
+        "tls",
+        "sni",
+        _ALERT,
     ),
     "git": Client(
         ("git", "ls-remote", f"http://{NAME}/repository.git"),
-        *(80, "http", "host", "The requested URL returned error: 403"),
+        *(80, "git-remote-http", "http", "host", "The requested URL returned error: 403"),
         shows="refs/heads/main",
     ),
     "git-https": Client(
         ("env", f"GIT_SSL_CAINFO={_CA}", "git", "ls-remote", f"https://{NAME}/repository.git"),
         # GnuTLS names no alert; on a busy machine git is too slow to be told by one.
-        *(443, "tls", "sni", "unable to access"),
+        *(443, "git-remote-http", "tls", "sni", "unable to access"),
         shows="refs/heads/main",
     ),
     "ssh": Client(
         ("ssh", "-v", "-F", "none", "-o", "BatchMode=yes", "-p", str(SSH), NAME),
-        *(SSH, "tcp", "dns", "(?i)connection (reset|closed)"),
+        *(SSH, "ssh", "tcp", "dns", "(?i)connection (reset|closed)"),
         shows="remote software version banner_of_ours",
     ),
     "silent": Client(
         ("python3", "-c", _GREETED, NAME, str(SSH)),
-        *(SSH, "tcp", "dns", "ConnectionResetError"),
+        *(SSH, "python3", "tcp", "dns", "ConnectionResetError"),
         shows=BANNER,
     ),
     # It has been refused before it has said a name.
     "static": Client(
-        ("DIRECTORY/static", HERE), 80, "http", "host", rf"denied: default; to allow it: {HERE}:80"
+        ("DIRECTORY/static", HERE),
+        80,
+        "static",
+        "http",
+        "host",
+        rf"denied: default; to allow it: {HERE}:80",
     ),
     "double-fork": Client(
         ("sh", "-c", _DOUBLE_FORK, "DIRECTORY", f"http://{NAME}/page"),
-        *(80, "http", "host", _FORBIDDEN),
+        *(80, "curl", "http", "host", _FORBIDDEN),
     ),
 }
 
@@ -253,12 +271,14 @@ def _make_static(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def _machine(
-    _namespaces: None, _programs: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machine]:
-    directory = tmp_path_factory.mktemp("clients")
-    for path in (directory, *directory.parents[:2]):
-        path.chmod(0o755)
+def _machine(_namespaces: None, _programs: None) -> Iterator[Machine]:
+    # Not below pytest's own, which is root's alone.
+    with tempfile.TemporaryDirectory() as directory, _machine_in(Path(directory)) as machine:
+        yield machine
+
+
+@contextmanager
+def _machine_in(directory: Path) -> Iterator[Machine]:
     directory.chmod(0o777)
     for name in ("www", "temp"):
         (directory / name).mkdir()
@@ -276,7 +296,7 @@ def _machine(
         namespace = netns.Namespace("cli")
         stack.callback(namespace.remove)
         for address in (f"{HERE}/32", f"{HERE6}/128"):
-            namespace.ip("addr", "add", address, "dev", "lo")
+            namespace.ip("route", "add", "local", address, "dev", "lo")
         names = Scripted(RECORDS, port=53)
         with namespace.entered():
             stack.enter_context(names)
@@ -324,6 +344,7 @@ class TestConnections:
                 line, "listener", "host", "host_from", "protocol", "verdict", "reason"
             )
             assert f"{NAME}:{client.port} (--allow)" == line["rule"]
+            assert client.process == line["process"]["command"]
             assert line["upstream"] in {f"{HERE}:{client.port}", f"[{HERE6}]:{client.port}"}
 
     def test_denied(self, machine: Machine, client: Client) -> None:
@@ -341,7 +362,11 @@ class TestConnections:
             assert ["exec", "deny", "default", "denied", None] == facts(
                 line, "listener", "verdict", "reason", "end", "upstream"
             )
-        assert [NAME, client.host_from] == facts(done.log[-1], "host", "host_from")
+        line = done.log[-1]
+        assert NAME == line["host"]
+        # One that says it too late for an answer has it by DNS.
+        assert line["host_from"] in {client.host_from, "dns"}
+        assert client.process == line["process"]["command"]
 
 
 class TestAddresses:

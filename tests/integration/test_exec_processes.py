@@ -476,6 +476,15 @@ class TestLess:
             assert process.returncode == (-number if name == "KILL" else 128 + number)
             wait_for(lambda: marked.alive() == [])
 
+    def test_keeper_killed(self, pair: Pair) -> None:
+        """Nor anybody, when the command kills who watches over it, its parent."""
+        script = "setsid sleep 1000 & echo ready; read line; kill -KILL $PPID; sleep 1000"
+        with self.without_pids(pair, script) as (process, marked):
+            ready(process)
+            process.communicate("go on\n", timeout=DEADLINE)
+            assert 125 == process.returncode
+            assert [] == marked.alive()
+
     def test_stopped_by_group(self, pair: Pair) -> None:
         """A group that stops itself goes on when it is told to."""
         script = "echo ready; read line; kill -STOP 0; exit 4"

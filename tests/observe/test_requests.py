@@ -148,8 +148,10 @@ def test_amounts(play: Play) -> None:
     flow = play.opened(A)
     flow.counts = lambda: (5, 50)
     assert (6, 60) == requests.amounts()
+    flow.head_sent = 100
+    assert (106, 60) == requests.amounts()
     play.ended(flow, sent=7, received=70)
-    assert (8, 80) == requests.amounts()
+    assert (108, 80) == requests.amounts()
 
 
 def test_waiting(play: Play) -> None:

@@ -18,7 +18,7 @@ from sidecar.lookups import Lookup
 from sidecar.observe.several import Observers
 from sidecar.observe.styles import Look
 from sidecar.observe.summary import Format
-from sidecar.observe.view import View
+from sidecar.observe.view import SummaryFile, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,12 @@ def test_file(pipe: Pipe, tmp_path: Path) -> None:
     """A summary may go to a file, at its end and without colour; lines still are shown."""
     path = tmp_path / "summary"
     path.write_text("before\n", encoding="utf-8")
-    run(pipe, Format.MARKDOWN, path=str(path), color=True)
+    file = SummaryFile(os.open(path, os.O_WRONLY | os.O_APPEND), str(path))
+    # Whatever becomes of the name.
+    path.rename(tmp_path / "moved")
+    path.mkdir()
+    run(pipe, Format.MARKDOWN, file=file, color=True)
+    path = tmp_path / "moved"
     assert path.read_text(encoding="utf-8").startswith("before\n### sidecar: `make`\n")
     assert "\x1b" not in path.read_text(encoding="utf-8")
     assert "###" not in pipe.read()
@@ -113,10 +118,11 @@ def test_json(pipe: Pipe) -> None:
     assert (["make"], 2) == (written["command"], written["status"])
 
 
-def test_bad_file(pipe: Pipe, tmp_path: Path) -> None:
+def test_bad_file(pipe: Pipe) -> None:
     """A file that can't be written is an error that names it."""
-    with pytest.raises(SummaryError, match=r"^--summary-file .*/no/file: No such file"):
-        run(pipe, path=str(tmp_path / "no" / "file"))
+    file = SummaryFile(os.open("/dev/full", os.O_WRONLY), "/dev/full")
+    with pytest.raises(SummaryError, match=r"^--summary-file /dev/full: No space left"):
+        run(pipe, file=file)
 
 
 def test_nobody_reads(pipe: Pipe) -> None:

@@ -467,28 +467,55 @@ class TestDecided:
 
 
 class TestNamedByDNS:
-    """Where DNS has named a flow, the client needn't."""
+    """Where DNS has named a flow, it is known what becomes of a silent client."""
 
-    def test_silent(
-        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge, verifier: Asked
+    @pytest.fixture
+    def judge(self, turning: Turning, verifier: Asked) -> Judge:
+        policy = Policy(default=Default.DENY, allow=[parse_rule(NAME, "file:1")])
+        served = Served(turning.reactor)
+        return Judge(policy, verifier, silence=3600.0, patience=3600.0, brief=0.01, served=served)
+
+    def test_denied(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
     ) -> None:
-        """One that waits for its server does so for a moment only, whatever a name's is."""
-        judge.brief = 0.01
-        judge.served = Served(turning.reactor)
-        judge.served.record(NAME, DESTINATION.host, 60)
+        """If it is denied, it is told so after a moment, whatever a name's is."""
+        assert judge.served is not None
+        judge.served.record("bad.example", DESTINATION.host, 60)
         scene = Scene(turning, stack, runtime, judge)
+        assert b"" == scene.client.read_to_reset()
+        assert [Verdict.DENY, "default", FlowEnd.DENIED, []] == ended(scene)
+
+    def test_saying_another(
+        self,
+        turning: Turning,
+        stack: ExitStack,
+        runtime: Runtime,
+        judge: Judge,
+        verifier: Asked,
+    ) -> None:
+        """Unless it says a name that is allowed."""
+        assert judge.served is not None
+        judge.brief = 3600.0
+        judge.served.record("bad.example", DESTINATION.host, 60)
+        scene = Scene(turning, stack, runtime, judge)
+        scene.client.say(HELLO)
         turning.until(lambda: verifier.questions)
-        assert [(NAME, DESTINATION)] == verifier.questions
         verifier.answer.callback((DESTINATION,))
-        expected = Allowed(scene.connection, scene.flow, (DESTINATION,), b"", None)
+        expected = Allowed(scene.connection, scene.flow, (DESTINATION,), HELLO, None)
         assert [expected] == scene.allowed
 
-    def test_unnamed(self, turning: Turning, runtime: Runtime, scene: Scene, judge: Judge) -> None:
-        """One whose name nobody knows has its time to say it."""
-        assert judge.brief < judge.silence
-        assert scene.judging._timer is not None
-        left = scene.judging._timer.getTime() - turning.reactor.seconds()
-        assert left > judge.silence - 60
+    @pytest.mark.parametrize("named", [True, False])
+    def test_others(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge, named: bool
+    ) -> None:
+        """One that is allowed by its name, or has none, has its time to say more."""
+        assert judge.served is not None
+        if named:
+            judge.served.record(NAME, DESTINATION.host, 60)
+        scene = Scene(turning, stack, runtime, judge)
+        timer = scene.judging._timer
+        assert timer is not None
+        assert timer.getTime() - turning.reactor.seconds() > judge.silence - 60
         runtime.close()
 
 

@@ -74,3 +74,13 @@ class TestReap:
         monkeypatch.setattr(os, "waitpid", waitpid)
         assert init._reap()
         assert (Word.EXITED, (7 << 8).to_bytes(4, "little")) == channels[0].hear()
+
+
+def test_killed_before_it_begins(init: _Init, channels: tuple[Channel, Channel]) -> None:
+    """A command that a signal ended before it was let go is no bug."""
+    reading, init._go = os.pipe()
+    os.close(reading)
+    channels[0].tell(Word.GO)
+    init._wait(0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(init._go)

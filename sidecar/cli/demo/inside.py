@@ -69,9 +69,10 @@ def main() -> int:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    # What is tidied up from here on is tidied up to the end.
+    # What is tidied up from here on is tidied up to the end. (Not SIG_IGN: of a signal that
+    # has come already, Python would complain.)
     for each in _ENDING:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, lambda *_: None)
     raise SystemExit(_BY_SIGNAL + number)
 
 

@@ -102,10 +102,11 @@ class Exchange(Serving):
         self._upstream = upstream
         head, shared = self.head, self._shared
         self.flow.upstream = upstream.address
+        data = request(head, self.target, self.place, shared.pseudonym.via, self.proxy)
         if self.flow.connection is not None:
             # Somebody looks on.
             self.flow.counts = self.taken
-        data = request(head, self.target, self.place, shared.pseudonym.via, self.proxy)
+            self.flow.head_sent = len(data)
         if self._pending:
             data += self._pending
             self._pending = b""
@@ -321,9 +322,10 @@ class Exchange(Serving):
     def taken(self) -> tuple[int, int]:
         """How many bytes the server, and the client, have taken."""
         flow, upstream = self.flow, self._upstream
+        # Heads may be unwritten, too.
         return (
-            flow.sent - (0 if upstream is None else upstream.transport.unwritten),
-            flow.received - getattr(self._downstream.transport, "unwritten", 0),
+            max(0, flow.sent - (0 if upstream is None else upstream.transport.unwritten)),
+            max(0, flow.received - getattr(self._downstream.transport, "unwritten", 0)),
         )
 
     def look(self, now: float) -> None:

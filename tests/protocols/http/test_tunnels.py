@@ -332,6 +332,7 @@ class TestPolicy:
             assert [] == proxy.names.asked
             proxy.origin.expect_nobody()
             assert ("default", Verdict.DENY) == (proxy.flow.reason, proxy.flow.verdict)
+            assert proxy.authority.decode() == proxy.flow.hint
 
     def test_private(self) -> None:
         """H11: a name that is allowed may not lead to an address that isn't public."""
@@ -423,6 +424,19 @@ class TestPolicy:
             client.expect_reset()
             proxy.origin.expect_nobody()
             assert "no_name" == proxy.flow.reason
+
+    def test_literal_hint(self) -> None:
+        """What would allow the name inside is known of the flow."""
+        with proxying(default="deny") as proxy:
+            proxy.judge.policy = private()
+            client = proxy.client()
+            proxy.tunnel(client, self.literal(proxy))
+            client.send(OTHER)
+            client.expect(ALERT)
+            assert ("default", f"127.0.0.1:{proxy.origin.port}") == (
+                proxy.flow.reason,
+                proxy.flow.hint,
+            )
 
     def test_literal_not_verified(self) -> None:
         """S4: nor is one dialled that isn't the name's."""
