@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
 
     from sidecar.dns.asking import IAskingReactor, Outcome
     from sidecar.dns.messages import Question
@@ -27,6 +28,8 @@ __all__ = ["Forwarder"]
 _AT_ONCE = 128
 # Questions that wait for a place. At 20 ms each the last one waits 0.2 s.
 _QUEUE = 1024
+# For each of these, those who ask the same and wait along: more than programs have threads.
+_ALONG = 4
 # Seconds for one question. glibc asks again after five and gives up after ten; whoever
 # answers before learns at once that there is no answer.
 _DEADLINE = 4.5
@@ -63,6 +66,7 @@ class Forwarder:
         self._waiters: dict[_Key, Waiters[Outcome]] = {}
         self._asking: dict[_Key, Asking] = {}
         self._queued: deque[tuple[_Key, Question, float]] = deque()
+        self._waiting = 0
         self._closed = False
 
     def ask(self, question: Question) -> Deferred[Outcome]:
@@ -78,12 +82,15 @@ class Forwarder:
             question.unchecked,
             question.authentic,
         )
+        busy = self._waiting >= _ALONG * (self._at_once + self._queue)
         waiters = self._waiters.get(key)
-        if waiters is not None:
-            return waiters.join()
+        if waiters is not None and not busy:
+            return self._count(waiters.join())
         waiters = Waiters(partial(self._abandoned, key))
-        waiting = waiters.join()
-        if self._closed:
+        waiting = self._count(waiters.join())
+        if busy:
+            waiters.answer(Trouble.BUSY)
+        elif self._closed:
             waiters.answer(Trouble.STOPPED)
         elif len(self._asking) < self._at_once:
             self._waiters[key] = waiters
@@ -94,6 +101,16 @@ class Forwarder:
         else:
             waiters.answer(Trouble.BUSY)
         return waiting
+
+    def _count(self, waiting: Deferred[Outcome]) -> Deferred[Outcome]:
+        """Know how many wait, whatever for."""
+
+        def ended(outcome: Outcome | Failure) -> Outcome | Failure:
+            self._waiting -= 1
+            return outcome
+
+        self._waiting += 1
+        return waiting.addBoth(ended)
 
     def close(self) -> None:
         """Ask nobody any more; who waits is told."""

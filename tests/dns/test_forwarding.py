@@ -62,6 +62,20 @@ def test_bounds(turn: Turning) -> None:
         forwarding.close()
 
 
+def test_the_same_by_many(turn: Turning) -> None:
+    """Those who wait for one answer are bounded, too; who leaves makes room."""
+    with Scripted(fault=lambda *_: []) as far:
+        forwarding = Forwarding(turn, far.server, at_once=1, queue=1)
+        asked = [forwarding.ask("n1.example") for _ in range(9)]
+        assert [Trouble.BUSY] == forwarding.outcomes
+        asked[0].cancel()
+        forwarding.ask("n1.example")
+        assert [Trouble.BUSY] == forwarding.outcomes
+        wait_for(lambda: len(far.asked) == 1)
+        forwarding.close()
+        assert [Trouble.BUSY, *[Trouble.STOPPED] * 8] == forwarding.outcomes
+
+
 def test_queue(turn: Turning) -> None:
     """Those that wait are asked in their turn."""
     rows = [row for each in range(9) for row in a(f"n{each}.example", "9.9.9.9")]
