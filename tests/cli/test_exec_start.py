@@ -105,7 +105,7 @@ class TestImports:
             "import_reactor(tls=False)\n"
             "from sidecar.cli.exec.sealing import seal\n"
             "from sidecar.cli.exec.serving import kept\n"
-            "import sidecar.observe.view\n"
+            "import sidecar.observe.view, sidecar.cli.exec.plan\n"
             "seal(kept())\n"
             "assert not {'rich.table', 'sidecar.protocols.http.by_request'} & set(sys.modules)\n"
             "import sidecar.protocols.http.by_request\n"

@@ -55,17 +55,22 @@ _BY_SIGNAL = 128
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
 _BRIEF = 0.08
-# What is imported later, if at all: tables, and what reads HTTP.
+# What is imported later, if at all: tables, what reads HTTP, and what these need.
 _LATE = (
+    "calendar",
     "colorsys",
     "configparser",
+    "email",
     "fractions",
     "getpass",
     "httptools.parser.parser",
+    "locale",
+    "quopri",
     "rich",
     "sidecar.observe.tables",
     "sidecar.protocols",
     "sidecar.wire",
+    "zlib",
 )
 
 
