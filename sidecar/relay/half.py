@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar.flow import FlowEnd
+from sidecar.linux.sockopt import unacknowledged
 from sidecar.relay.pipes import PIPE_SIZE, Pipe
 from sidecar.relay.poller import ERROR, HANGUP, READ, WRITE
 
@@ -282,10 +283,15 @@ class Half:
             peer.update()
 
     @property
-    def told_all(self) -> bool:
-        """Whether the peer has said all that it will, and the kernel has it for this socket."""
+    def sends_last(self) -> bool:
+        """Whether the peer has said all that it will, and the kernel has it and yet to send it."""
         peer = self.peer
-        return peer.eof and not (self.blocked or self.dead or peer.dead)
+        if not peer.eof or self.blocked or self.dead or peer.dead:
+            return False
+        with suppress(OSError):
+            # The end itself counts as one.
+            return unacknowledged(self.fd) > 1
+        return False
 
     def resume(self) -> None:
         """Read on after the peer took what it was given."""

@@ -122,16 +122,16 @@ class SplicedRelay:
     def abort(self, end: FlowEnd) -> None:
         """Reset both sides now; what is still on its way is lost.
 
-        But when the process ends, what one side has said to its end and the kernel has taken
-        is left to the kernel, as it would have been without us.
+        But when the process ends, what one side has said to its end and the kernel is about
+        to send is left to the kernel, as it would have been without us.
         """
         if self.end is not None:
             return
         keep = end is FlowEnd.SHUTDOWN
         self._close(
             end,
-            socket.socket.close if keep and self.downstream.told_all else reset,
-            socket.socket.close if keep and self.upstream.told_all else reset,
+            socket.socket.close if keep and self.downstream.sends_last else reset,
+            socket.socket.close if keep and self.upstream.sends_last else reset,
         )
 
     def half_closed(self) -> None:

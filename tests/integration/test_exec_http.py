@@ -298,7 +298,9 @@ class TestShown:
         """A client that keeps its connection gets one line, whatever it asks for."""
         number = 2000
         lines, summary = shown(stage, ONE, "python3", "-c", MANY, ALLOWED, str(number))
-        (line,) = [each for each in lines if "allow " in each] or lines
+        allowed = [each for each in lines if each.startswith("sidecar allow ")]
+        assert 1 == len(allowed), lines
+        line = allowed[0]
         assert [f"{ALLOWED}:80", "http"] == line.split()[2:4]
         assert f"  {number} requests  python3[" in line
         assert number == len(servers.here)

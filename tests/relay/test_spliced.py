@@ -27,6 +27,7 @@ from relay.transcripts import (
 from turning import turning
 
 from sidecar.flow import FlowEnd
+from sidecar.linux.sockopt import unacknowledged
 from sidecar.relay.pipes import PIPE_SIZE, Pipe, PipePool
 from sidecar.relay.poller import ERROR, HANGUP, READ, WRITE
 
@@ -274,15 +275,18 @@ class TestReadiness:
     @pytest.mark.parametrize("who", ["client", "server"])
     def test_said_to_its_end(self, begin: Begin, who: Literal["client", "server"]) -> None:
         """When the process ends, the kernel still sends what one side has said to its end."""
-        scene = begin()
+        scene = begin(buffers=SMALL_BUFFER)
         sender, receiver = scene.client, scene.server
-        if who == "server":
-            sender, receiver = receiver, sender
-        sender.send(KIBIBYTE)
-        sender.half_close()
         relay = self.relay(scene)
-        half = relay.downstream if who == "client" else relay.upstream
-        scene.turning.until(lambda: half.eof)
+        near, far = relay.downstream, relay.upstream
+        if who == "server":
+            sender, receiver, near, far = receiver, sender, far, near
+        # More than the receiver's kernel takes, and no more than the relay's does.
+        sender.send(40 * KIBIBYTE)
+        sender.half_close()
+        scene.turning.until(lambda: near.eof)
+        assert not far.blocked
+        assert unacknowledged(far.fd) > 0
         relay.abort(FlowEnd.SHUTDOWN)
         assert FlowEnd.SHUTDOWN is scene.end
         assert sender.written == receiver.read_to_end()

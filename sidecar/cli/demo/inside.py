@@ -152,7 +152,8 @@ def _say(label: str, text: str) -> None:
 
 
 def _filled(text: str, first: str = "", others: str = "") -> str:
-    width = min(shutil.get_terminal_size((_WIDTH, 0)).columns, _WIDTH)
+    # 0 is what terminals say that know nothing; Python 3.10 passes it on.
+    width = min(shutil.get_terminal_size((_WIDTH, 0)).columns or _WIDTH, _WIDTH)
     return textwrap.fill(
         text,
         width,
