@@ -20,6 +20,7 @@ from sidecar.endpoints import adopt_port
 from sidecar.errors import ConfigError, ListenError, SidecarError, TrustError
 from sidecar.extensions import find_plugins
 from sidecar.flow import ListenerKind
+from sidecar.host_addresses import HostAddresses
 from sidecar.interfaces import IDecisionStep, IFlowObserver, INamedObserver
 from sidecar.names.certificates import trust
 from sidecar.names.identity import CertificateProber
@@ -102,6 +103,7 @@ class SidecarService(service.Service):
         self._resolver: SystemResolver | None = None
         # Whoever is closed when nobody is served any more, in this order.
         self._closing: list[Callable[[], None]] = []
+        self._addresses: HostAddresses | None = None
         self._authenticator: Authenticator | None = None
         self._intercepted: InterceptedHTTP | None = None
 
@@ -130,8 +132,10 @@ class SidecarService(service.Service):
         self._resolver = resolver = SystemResolver(runtime.reactor, runtime.reactor)
         # For forwards to host names, and whatever else Twisted's endpoints connect to.
         self._closing += [install(runtime.reactor, resolver), resolver.close]
+        self._addresses = addresses = HostAddresses(runtime.reactor, self._moved)
+        self._closing.append(addresses.close)
         self._judge = judge = Judge(
-            config.policy.build(),
+            config.policy.build(own=addresses.current),
             self._verifier(config.policy, runtime, resolver),
             silence=config.limits.silence,
             patience=config.limits.patience,
@@ -237,7 +241,12 @@ class SidecarService(service.Service):
         What can't be used changes nothing: the policy in force stays. Everything but
         the policy takes a restart.
         """
-        if self._judge is None or self._runtime is None or self._resolver is None:
+        if (
+            self._judge is None
+            or self._runtime is None
+            or self._resolver is None
+            or self._addresses is None
+        ):
             return
         if self._authenticator is not None:
             # Whose password was taken away is to be out now, not in a minute.
@@ -245,7 +254,7 @@ class SidecarService(service.Service):
         try:
             with building():
                 config = self._load()
-                policy = config.policy.build()
+                policy = config.policy.build(own=self._addresses.current)
             steps = find_plugins(IDecisionStep, config.policy.steps)
             # Anew even if the configuration is the same: the authorities may not be.
             verifier = self._verifier(config.policy, self._runtime, self._resolver)
@@ -264,6 +273,10 @@ class SidecarService(service.Service):
             deny=len(config.policy.deny),
         )
 
+    def _moved(self) -> None:
+        if self._judge is not None and self._addresses is not None:
+            self._judge.policy = self._judge.policy.with_own(self._addresses.current)
+
     def _listen(self, runtime: Runtime, description: str, factory: IProtocolFactory) -> None:
         endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
         failures: list[Failure] = []
@@ -281,7 +294,7 @@ class SidecarService(service.Service):
         stopped = [port.stopListening() for port in self._ports]
         self._ports = []
         self._judge = None
-        self._runtime = self._resolver = None
+        self._runtime = self._resolver = self._addresses = None
         self._authenticator = self._intercepted = None
         for close in self._closing:
             close()

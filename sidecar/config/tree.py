@@ -185,11 +185,14 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description='a list of names of decision steps, like ["office-hours"]'),
     ] = ()
 
-    def build(self, default: Default = Default.ALLOW) -> Policy:
+    def build(
+        self, default: Default = Default.ALLOW, own: frozenset[bytes] = frozenset()
+    ) -> Policy:
         """Make the policy that decides.
 
         Args:
             default: What an unset `default` means here.
+            own: The host's own addresses, as `Policy` takes them.
         """
         return Policy(
             default=self.default or default,
@@ -198,6 +201,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
             private_names=self.private_names,
             ech=self.ech,
             no_name=self.no_name,
+            own=own,
         )
 
 

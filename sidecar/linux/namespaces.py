@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.errors import NamespaceError
-from sidecar.linux.netfilter.attributes import attribute, u32
-from sidecar.linux.netfilter.netlink import (
+from sidecar.linux.attributes import attribute, u32
+from sidecar.linux.netlink import (
     NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_CREATE,

@@ -17,7 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from sidecar.flow import Process
-from sidecar.linux.netfilter.netlink import NETLINK_SOCK_DIAG, Message, split
+from sidecar.linux.netlink import NETLINK_SOCK_DIAG, Message, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

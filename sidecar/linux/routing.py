@@ -15,10 +15,9 @@ import struct
 from pathlib import Path
 
 from sidecar.errors import RulesError, RulesPrivilegeError
-from sidecar.linux import TPROXY_MARK
-from sidecar.linux.netfilter import netlink
-from sidecar.linux.netfilter.attributes import parse, u32
-from sidecar.linux.netfilter.netlink import (
+from sidecar.linux import TPROXY_MARK, netlink
+from sidecar.linux.attributes import parse, u32
+from sidecar.linux.netlink import (
     NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_CREATE,

@@ -2,9 +2,9 @@
 
 As few and as narrow as will do: a name rather than its addresses, the ports that were
 used, an address where no name was known to be its own. A name gets ``private_names`` where
-it led to an address that is not public; a metadata service is named by its address, so that
-it is seen. What the policy allows already gets no rule, and what a deny rule of its forbids
-stays forbidden.
+it led to an address that is not public; but where names never lead, to loopback or a
+metadata service, the address gets a rule. What the policy allows already gets no rule,
+and what a deny rule of its forbids stays forbidden.
 
 A name that was only looked up gets port 53: in a sandbox, where port 53 of every address is
 sidecar's own DNS server, such a rule allows the lookup and nothing else.
@@ -22,8 +22,8 @@ from sidecar.addresses import pack
 from sidecar.flow import Protocol
 from sidecar.policy.decisions import Decision, Outcome, Reason
 from sidecar.policy.index import NameIndex
-from sidecar.policy.policy import Default, Policy
-from sidecar.policy.ranges import AddressClass, classify
+from sidecar.policy.policy import NEVER_BY_NAME, Default, Policy
+from sidecar.policy.ranges import classify
 from sidecar.policy.reach import Reach
 from sidecar.policy.rules import parse_name_rule, parse_rule
 
@@ -146,6 +146,7 @@ class _Missing:
             private_names=(*base.private_names, *map(parse_name_rule, self.private)),
             ech=base.ech,
             no_name=base.no_name,
+            own=base.own,
         )
 
     # Connections
@@ -168,7 +169,7 @@ class _Missing:
                     self._refuse(target, Reason.DENIED_BY_RULE, None)
                 elif decision.reason in {Reason.DENIED_BY_RULE, Reason.ECH}:
                     self._refuse(target, decision.reason, decision)
-                elif not (seen.owned and seen.host) or _is_metadata(address):
+                elif not (seen.owned and seen.host) or _never_by_name(address):
                     _note(self.addresses, address, port, seen)
                 else:
                     if named.match(seen.host, port) is None:
@@ -208,7 +209,7 @@ class _Missing:
                 continue
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {host}", decision.reason, decision)
-            elif _is_metadata(address):
+            elif _never_by_name(address):
                 _note(self.addresses, address, _DNS_PORT, seen)
             else:
                 lacking = True
@@ -217,7 +218,7 @@ class _Missing:
         return lacking
 
     def _need_private(self, host: str, address: str, seen: Seen) -> None:
-        if classify(pack(address)) is AddressClass.PUBLIC:
+        if self.base.is_public(address):
             return
         addresses, needed_by = self.private.setdefault(host, ([], []))
         if address not in addresses:
@@ -267,8 +268,8 @@ def _suffices(decision: Decision, seen: Seen) -> bool:
     return decision.outcome is Outcome.ALLOW and (seen.owned or not decision.by_name)
 
 
-def _is_metadata(address: str) -> bool:
-    return classify(pack(address)) is AddressClass.METADATA
+def _never_by_name(address: str) -> bool:
+    return classify(pack(address)) in NEVER_BY_NAME
 
 
 def _note(hosts: dict[str, dict[int, list[Seen]]], host: str, port: int, seen: Seen) -> None:

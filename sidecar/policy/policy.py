@@ -20,6 +20,7 @@ docs/reference/policy.md has the table for users.
 
 from __future__ import annotations
 
+from copy import copy
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from sidecar.addresses import pack
 from sidecar.flow import Protocol
 from sidecar.policy.decisions import Decision, Fact, Outcome, Reason
 from sidecar.policy.index import NameIndex, RuleIndex
-from sidecar.policy.ranges import AddressClass, classify
+from sidecar.policy.ranges import AddressClass, classify, embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +69,9 @@ _ALLOW_NAMELESS = Decision(Outcome.ALLOW, Reason.NO_NAME)
 _NEED_NAME = Decision(Outcome.NEED_MORE, Reason.NO_NAME, missing=Fact.NAME)
 _NO_DESTINATION = Decision(Outcome.DENY, Reason.UNKNOWN_DESTINATION)
 
+NEVER_BY_NAME = frozenset({AddressClass.LOOPBACK, AddressClass.METADATA})
+"""Classes that no rule for a name leads to: that takes one for the address."""
+
 # Answers, of half a kilobyte each. Whoever asks for more names than that drives out
 # others' answers, which then cost what they cost without.
 _REMEMBERED = 2048
@@ -82,6 +86,11 @@ class Policy:
         private_names: Names that allow rules may lead to addresses that are not public.
         ech: Whether a name may be a front for an encrypted one, where it matters.
         no_name: Whether a connection needs a name, where one would matter.
+        own: The host's own addresses, in network byte order: public ones among them are
+            taken for private, since they lead behind whatever guards the host's door.
+
+    Attributes:
+        default, allow, deny, private_names, ech, no_name, own: The same.
     """
 
     def __init__(
@@ -93,6 +102,7 @@ class Policy:
         private_names: Iterable[Rule] = (),
         ech: Choice = Choice.ALLOW,
         no_name: Choice = Choice.DENY,
+        own: frozenset[bytes] = frozenset(),
     ) -> None:
         self.default = default
         self.allow = tuple(allow)
@@ -105,6 +115,16 @@ class Policy:
         self._private = NameIndex(self.private_names)
         self._ech_denied = ech is Choice.DENY
         self._name_needed = no_name is Choice.DENY
+        self._live_at(own)
+
+    def with_own(self, own: frozenset[bytes]) -> Policy:
+        """Make the same policy for a host that has other addresses; quickly."""
+        other = copy(self)
+        other._live_at(own)  # noqa: SLF001 - another of ours
+        return other
+
+    def _live_at(self, own: frozenset[bytes]) -> None:
+        self.own = own
         # Clients come back, and each flow asks up to four times; nothing here changes.
         self._judged = lru_cache(_REMEMBERED)(self._judge)
 
@@ -183,10 +203,12 @@ class Policy:
         undecided = name_matters and not names_known
 
         rule = allow.match_address(packed, port)
+        is_public = self._is_public(packed)
+        if rule is not None and rule.host is AddressClass.PUBLIC and not is_public:
+            rule = allow.match_any(port)
         if rule is not None:
             return _NEED_NAME if undecided else Decision(Outcome.ALLOW, Reason.RULE, rule)
 
-        is_public = classify(packed) is AddressClass.PUBLIC
         if self.default is Default.ALLOW or (self.default is Default.PUBLIC and is_public):
             if not name_matters:
                 return _ALLOW_DEFAULT
@@ -195,6 +217,20 @@ class Policy:
             hidden = self._hides_a_name(host, ech, is_raw)
             return _ALLOW_DEFAULT if hidden is None else _deny(hidden, address, port)
         return self._judge_name(packed, address, port, host, names_known, ech, is_public)
+
+    def is_public(self, address: str) -> bool:
+        """Whether an address is public, and not the host's own.
+
+        Raises:
+            AddressError: It is none.
+        """
+        return self._is_public(pack(address))
+
+    def _is_public(self, packed: bytes) -> bool:
+        if classify(packed) is not AddressClass.PUBLIC:
+            return False
+        own = self.own
+        return not own or (packed not in own and not any(each in own for each in embedded(packed)))
 
     def _hides_a_name(self, host: str | None, ech: bool, is_raw: bool) -> Reason | None:
         """Say how a client that only a deny rule could stop evades it, if it does."""
@@ -220,7 +256,7 @@ class Policy:
             # A rule for the name would do only if it is one that may lead here.
             if host is None or not names_known or (ech and self._ech_denied):
                 return _deny(reason, address, port)
-            may_lead = self._may_lead(host, port, is_public)
+            may_lead = self._may_lead(host, port, packed, is_public)
             return _deny(reason, host if may_lead else address, port)
         if not (is_public or self.private_names):
             return _deny(_reason_of_class(packed), address, port)
@@ -231,7 +267,7 @@ class Policy:
                 return _deny(Reason.NO_NAME, address, port)
             return _ALLOW_NAMELESS
         hidden = ech and self._ech_denied
-        may_lead = self._may_lead(host, port, is_public)
+        may_lead = self._may_lead(host, port, packed, is_public)
         rule = self._allow.names.match(host, port)
         if rule is None:
             hint = host if may_lead and not hidden else address
@@ -312,9 +348,14 @@ class Policy:
             return self._allow.covers_some_address(port)
         return through is Through.NETWORKS and self._allow.covers_network(port)
 
-    def _may_lead(self, host: str, port: int, is_public: bool) -> bool:
+    def _may_lead(self, host: str, port: int, packed: bytes, is_public: bool) -> bool:
         """Whether an allow rule for this name could lead to such an address."""
-        return is_public or self._private.match(host, port) is not None
+        if is_public:
+            return True
+        # Whoever has the name would have this very machine, or its credentials.
+        if classify(packed) in NEVER_BY_NAME:
+            return False
+        return self._private.match(host, port) is not None
 
     def _reason_of_default(self, packed: bytes, is_public: bool) -> Reason:
         """Why the default denies: because it always does, or because of the address."""

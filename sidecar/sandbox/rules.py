@@ -37,16 +37,16 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from sidecar.linux.attributes import attribute, be32, nested, text
 from sidecar.linux.netfilter import instructions as nft
-from sidecar.linux.netfilter.attributes import attribute, be32, nested, text
-from sidecar.linux.netfilter.netlink import NLM_F_APPEND, NLM_F_CREATE
 from sidecar.linux.netfilter.nfnetlink import UDATA_COMMENT, commit, message, user_data
+from sidecar.linux.netlink import NLM_F_APPEND, NLM_F_CREATE
 from sidecar.sandbox.addresses import DNS_PORT, OWN, TPROXY_PORT
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
-    from sidecar.linux.netfilter.netlink import Message
+    from sidecar.linux.netlink import Message
 
 __all__ = ["TABLE", "install_rules"]
 

@@ -98,6 +98,25 @@ class TestImports:
         )
         assert {"twisted.protocols.tls", "OpenSSL.SSL"} <= found
 
+    def test_late(self) -> None:
+        """What is imported once the command runs comes from what was read before."""
+        found = modules_after(
+            "from sidecar.cli.exec.importing import import_reactor\n"
+            "import_reactor(tls=False)\n"
+            "from sidecar.cli.exec.sealing import seal\n"
+            "from sidecar.cli.exec.serving import kept\n"
+            "import sidecar.observe.view, sidecar.cli.exec.plan\n"
+            "seal(kept())\n"
+            "assert not {'rich.table', 'sidecar.protocols.http.by_request'} & set(sys.modules)\n"
+            "import sidecar.protocols.http.by_request\n"
+            "from sidecar.observe.styles import Look\n"
+            "from sidecar.observe.tables import Tables\n"
+            "tables = Tables(Look(color=True, arrows=True, width=80))\n"
+            "tables.table([('a', 'b')], ('one', 'two'), styles=('red', ''))\n"
+            "assert 'one' in tables.text\n"
+        )
+        assert {"rich.table", "sidecar.protocols.http.by_request"} <= found
+
     def test_collecting(self) -> None:
         """Garbage is collected again afterwards, whatever happened."""
         found = modules_after(

@@ -151,6 +151,17 @@ class Namespace:
         with self.entered():
             Path("/proc/sys/net", key).write_text(value, encoding="ascii")
 
+    def be(self, address: str) -> None:
+        """Be another machine, too: one whose address no interface here has (AnyIP).
+
+        Args:
+            address: With or without a prefix length.
+        """
+        self.ip("route", "add", "local", address, "dev", "lo")
+        if ":" in address:
+            # Only for IPv4 the route is enough to bind it.
+            self.sysctl("ipv6/ip_nonlocal_bind", "1")
+
     def tcp_socket(self, family: socket.AddressFamily) -> socket.socket:
         """Make a TCP socket there that gives up after the deadline."""
         with self.entered():

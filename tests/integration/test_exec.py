@@ -10,7 +10,6 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -462,15 +461,6 @@ class TestTogether:
             each.close()
         assert "1000\n" == done.output
         assert 1000 == len(done.log)
-
-    def test_before_the_proxy_is_up(self, stage: Stage, pair: Pair, port: int) -> None:
-        """A command that connects at once waits for the proxy, and is served."""
-        server = pair.far.at("ipv4", port)
-        with Origin(pair.far.namespace, server, http_page):
-            began = time.monotonic()
-            done = stage.run(*("curl", "-sS", "--max-time", "5", f"http://{server}/"))
-        assert PAGE == done.output
-        assert time.monotonic() - began < DEADLINE
 
 
 STATIC_CLIENT = r"""

@@ -305,7 +305,7 @@ def _machine_in(directory: Path) -> Iterator[Machine]:
         namespace = netns.Namespace("cli")
         stack.callback(namespace.remove)
         for address in (f"{HERE}/32", f"{HERE6}/128"):
-            namespace.ip("addr", "add", address, "dev", "lo")
+            namespace.be(address)
         names = Scripted(RECORDS, port=53)
         with namespace.entered():
             stack.enter_context(names)

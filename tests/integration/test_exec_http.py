@@ -96,7 +96,7 @@ def machine(_namespaces: None) -> Iterator[tuple[netns.Namespace, Servers]]:
     with ExitStack() as stack:
         stack.callback(namespace.remove)
         for address in (HERE, THERE, PROXY_HERE):
-            namespace.ip("addr", "add", f"{address}/32", "dev", "lo")
+            namespace.be(address)
 
         def serve(host: str, port: int) -> list[Request]:
             return stack.enter_context(scripted(namespace, SocketAddress(host, port), told(host)))

@@ -86,7 +86,7 @@ def machine(_namespaces: None, outside: Path) -> Iterator[Machine]:
         with namespace.entered():
             stack.enter_context(Scripted(RECORDS, port=53))
         for address in (HERE, THERE, PRIVATE):
-            namespace.ip("addr", "add", f"{address}/32", "dev", "lo")
+            namespace.be(address)
             stack.enter_context(Origin(namespace, SocketAddress(address, PORT), http_page))
         yield Machine(namespace, outside)
 

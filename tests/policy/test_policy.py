@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -33,6 +34,7 @@ def make(
     allow: tuple[str, ...] = (),
     deny: tuple[str, ...] = (),
     private_names: tuple[str, ...] = (),
+    own: frozenset[bytes] = frozenset(),
     **keys: Choice,
 ) -> Policy:
     return Policy(
@@ -40,6 +42,7 @@ def make(
         allow=[parse_rule(text, "--allow") for text in allow],
         deny=[parse_rule(text, "--deny") for text in deny],
         private_names=[parse_name_rule(text) for text in private_names],
+        own=own,
         **keys,
     )
 
@@ -347,3 +350,57 @@ def hinted(policy: Policy, hint: str) -> Policy:
         ech=policy.ech,
         no_name=policy.no_name,
     )
+
+
+OWN = frozenset({socket.inet_aton("8.8.8.8"), socket.inet_pton(socket.AF_INET6, "2a00::1")})
+# As they are, translated, tunnelled.
+OWN_ADDRESSES = ("8.8.8.8", "2a00::1", "64:ff9b::808:808", "2002:808:808::1")
+
+
+class TestOwnAddresses:
+    @pytest.mark.parametrize("address", OWN_ADDRESSES)
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            make("public", own=OWN),
+            make("deny", ("public",), own=OWN),
+            make("deny", ("*.example",), own=OWN),
+        ],
+        ids=["default", "class", "name"],
+    )
+    def test_not_public(self, policy: Policy, address: str) -> None:
+        """What would allow a public address doesn't allow the host's own."""
+        decision = policy.judge(address, 443, host="a.example")
+        assert DENY is decision.outcome
+        assert Reason.PRIVATE_ADDRESS is decision.reason or policy.default is Default.DENY
+        other = policy.with_own(frozenset())
+        assert ALLOW is other.judge(address, 443, host="a.example").outcome
+        assert DENY is other.with_own(OWN).judge(address, 443, host="a.example").outcome
+
+    @pytest.mark.parametrize("address", OWN_ADDRESSES)
+    @pytest.mark.parametrize("default", ["public", "deny"])
+    def test_rule(self, address: str, default: str) -> None:
+        """A rule for the address allows it, and so do "*" and a name that may be private."""
+        rule = f"[{address}]:443" if ":" in address else f"{address}:443"
+        for policy in (
+            make(default, (rule,), own=OWN),
+            make(default, ("public", "*"), own=OWN),
+            make(default, ("*.example",), private_names=("*.example",), own=OWN),
+            make("allow", own=OWN),
+        ):
+            assert ALLOW is policy.judge(address, 443, host="a.example").outcome
+
+    def test_others(self) -> None:
+        """Other addresses are what they were."""
+        for address in ("8.8.4.4", "2a00::2", "64:ff9b::808:404"):
+            assert ALLOW is make("public", own=OWN).judge(address, 443).outcome
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254"])
+def test_names_never_lead_there(address: str) -> None:
+    """To this machine, and to its credentials, only a rule for the address leads."""
+    private = make("deny", ("a.example",), private_names=("a.example",))
+    assert ALLOW is private.judge("10.0.0.1", 443, host="a.example").outcome
+    decision = private.judge(address, 443, host="a.example")
+    assert DENY is decision.outcome
+    assert ALLOW is hinted(private, decision.hint).judge(address, 443, host="a.example").outcome

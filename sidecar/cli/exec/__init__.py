@@ -4,12 +4,14 @@
     logs       where the access log goes
     plan       what the options come to
     importing  imports that count
+    sealing    and that there are none while the command runs
     serving    what runs in the reactor while the command runs
     reporting  what is said of it, and where
     probing    names shown by certificates
     learning   what --learn adds to its file
 
-Nothing here imports Twisted: the sandbox is forked first, and made while we import.
+Nothing here imports Twisted: the sandbox is forked first, and made while we import. The
+command starts when all is served.
 """
 
 from __future__ import annotations
@@ -137,8 +139,6 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     except Interrupted as interrupted:
         return _BY_SIGNAL + interrupted.number
     _let_go_of_input()
-    started.go()
-    # The command runs. What it connects to meanwhile waits in the listeners.
     return _serve(started, plan)
 
 

@@ -1,7 +1,4 @@
-"""Importing what serves the sandbox, in the time that a person doesn't notice.
-
-The command runs meanwhile; but a short one ends when we have, so it counts.
-"""
+"""Importing what serves the sandbox, in the time that a person doesn't notice: all waits for it."""
 
 from __future__ import annotations
 

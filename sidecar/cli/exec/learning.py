@@ -40,6 +40,7 @@ class Learning:
         self._path = path
         self._siblings = siblings
         self._gatherer: Gatherer | None = None
+        self._policy: Callable[[], Policy | None] = lambda: None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Learning | None:
@@ -63,6 +64,7 @@ class Learning:
         from sidecar.policy.gathering import Gatherer
 
         self._gatherer = Gatherer(owns, policy)
+        self._policy = policy
         return self._gatherer
 
     def finish(self, status: int) -> list[str]:
@@ -94,7 +96,9 @@ class Learning:
 
     def _add(self, gatherer: Gatherer) -> list[str]:
         file = PolicyFile.open(self._path)
-        lesson = learn(gatherer.seen, file.policy, siblings=self._siblings)
+        judged_by = self._policy()
+        policy = file.policy if judged_by is None else file.policy.with_own(judged_by.own)
+        lesson = learn(gatherer.seen, policy, siblings=self._siblings)
         added = len(lesson.allow) + len(lesson.private_names)
         rules = "1 rule" if added == 1 else f"{added} rules"
         if file.add(lesson):

@@ -11,11 +11,13 @@ from twisted.internet import reactor as installed_reactor
 from twisted.logger import Logger
 
 from sidecar.cli.exec.reporting import report_errors
+from sidecar.cli.exec.sealing import Kept, seal
 from sidecar.cli.viewing import make_view
 from sidecar.config import Verify
 from sidecar.dns.service import start_dns
-from sidecar.errors import SummaryError
+from sidecar.errors import SidecarError, SummaryError
 from sidecar.flow import ListenerKind
+from sidecar.host_addresses import HostAddresses
 from sidecar.linux.processes import ProcessFinder
 from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from sidecar.sandbox.bridging import Bridging
     from sidecar.sandbox.starting import Started
 
-__all__ = ["serve"]
+__all__ = ["kept", "serve"]
 
 _OWN_FAILURE = 125
 _DENIED = 77
@@ -53,13 +55,30 @@ _BY_SIGNAL = 128
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
 _BRIEF = 0.08
+# What is imported later, if at all: tables, what reads HTTP, and what these need.
+_LATE = (
+    "calendar",
+    "colorsys",
+    "configparser",
+    "email",
+    "fractions",
+    "getpass",
+    "httptools.parser.parser",
+    "locale",
+    "quopri",
+    "rich",
+    "sidecar.observe.tables",
+    "sidecar.protocols",
+    "sidecar.wire",
+    "zlib",
+)
 
 
 def serve(started: Started, plan: Plan) -> int:
     """Serve the sandbox until it is over.
 
     Args:
-        started: Let go.
+        started: Waiting to be let go, which is done once all is served.
         plan: What to do.
 
     Returns:
@@ -108,7 +127,10 @@ class _Session:
 
     def _failed(self, failure: Failure) -> None:
         # The end of this process is the end of everybody inside.
-        self._log.failure("bug; the command is ended", failure)
+        if failure.check(SidecarError):
+            self._say(str(failure.value))
+        else:
+            self._log.failure("bug; the command is ended", failure)
         self.status = _OWN_FAILURE
 
     def sum_up(self) -> None:
@@ -139,8 +161,12 @@ class _Session:
             reactor, self._observer(observers), mark=config.mark or None, limits=config.limits
         )
         resolver = SystemResolver(reactor, reactor)
+        addresses = HostAddresses(
+            reactor,
+            lambda: setattr(judge, "policy", judge.policy.with_own(addresses.current)),
+        )
         judge = Judge(
-            config.policy.build(Default.PUBLIC),
+            config.policy.build(Default.PUBLIC, addresses.current),
             ServedFirst(served, self._verifier(runtime, resolver)),
             silence=config.limits.silence,
             patience=config.limits.patience,
@@ -164,6 +190,8 @@ class _Session:
         factory = TransparentRelayFactory(runtime, kind=ListenerKind.EXEC, judge=judge, http=http)
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
+        seal(kept())
+        self._started.go()
         try:
             await sandbox.ended
             if bridging is not None:
@@ -185,6 +213,7 @@ class _Session:
             runtime.close()
             http.close()
             resolver.close()
+            addresses.close()
             self._processes.close()
             await self._view.stop()
             if log is not None:
@@ -232,6 +261,14 @@ class _Session:
 
             return certificates(policy, runtime)
         return Off() if policy.verify is Verify.OFF else Redial(resolver)
+
+
+def kept() -> Kept:
+    """What most runs are spared: a tenth of a second."""
+    kept = Kept()
+    for name in _LATE:
+        kept.keep(name)
+    return kept
 
 
 def _open_as_many_as_allowed() -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from sidecar.cli.leak_test.attempts import Attempt, Expected, Outside, converse, say, send_datagram
 from sidecar.errors import NamespaceError, RulesError
+from sidecar.linux.attributes import attribute, nested, text
 from sidecar.linux.namespaces import set_up_loopback
-from sidecar.linux.netfilter.attributes import attribute, nested, text
-from sidecar.linux.netfilter.netlink import (
+from sidecar.linux.netfilter.nfnetlink import commit, message
+from sidecar.linux.netlink import (
     NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -23,7 +24,6 @@ from sidecar.linux.netfilter.netlink import (
     Message,
     transact,
 )
-from sidecar.linux.netfilter.nfnetlink import commit, message
 from sidecar.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,

@@ -12,9 +12,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import unwrap_mapped
-from sidecar.linux.netfilter import netlink
-from sidecar.linux.netfilter.attributes import parse
-from sidecar.linux.netfilter.netlink import (
+from sidecar.linux import netlink
+from sidecar.linux.attributes import parse
+from sidecar.linux.netlink import (
     NETLINK_SOCK_DIAG,
     NLM_F_ROOT_MATCH,
     Message,

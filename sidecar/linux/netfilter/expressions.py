@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.attributes import attribute, be32, nested, text
+from sidecar.linux.attributes import attribute, be32, nested, text
 from sidecar.linux.netfilter.instructions import (
     ACCEPT,
     DROP,

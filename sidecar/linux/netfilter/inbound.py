@@ -19,9 +19,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter import alive, netlink
-from sidecar.linux.netfilter.attributes import attribute, nested, text
-from sidecar.linux.netfilter.netlink import (
+from sidecar.linux import netlink
+from sidecar.linux.attributes import attribute, nested, text
+from sidecar.linux.netfilter import alive
+from sidecar.linux.netlink import (
     NETLINK_ROUTE,
     NLM_F_ACK,
     NLM_F_CREATE,

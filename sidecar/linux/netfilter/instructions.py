@@ -6,7 +6,7 @@ are put together to is said elsewhere: expressions.py, and the sandbox's own rul
 
 from __future__ import annotations
 
-from sidecar.linux.netfilter.attributes import attribute, be32, nested, text
+from sidecar.linux.attributes import attribute, be32, nested, text
 
 __all__ = [
     "ACCEPT",

@@ -6,9 +6,9 @@ import errno
 import struct
 
 from sidecar.errors import RulesError, RulesPrivilegeError
-from sidecar.linux.netfilter import netlink
-from sidecar.linux.netfilter.attributes import parse
-from sidecar.linux.netfilter.netlink import (
+from sidecar.linux import netlink
+from sidecar.linux.attributes import parse
+from sidecar.linux.netlink import (
     NETLINK_NETFILTER,
     NLM_F_ACK,
     NLM_F_ROOT_MATCH,

@@ -7,11 +7,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.attributes import attribute, parse, parse_list, text
+from sidecar.linux.attributes import attribute, parse, parse_list, text
 from sidecar.linux.netfilter.chains import chains_of
 from sidecar.linux.netfilter.expressions import Lookup, encode_rule
 from sidecar.linux.netfilter.model import TABLE, Mode
-from sidecar.linux.netfilter.netlink import NLM_F_ROOT_MATCH, Message
 from sidecar.linux.netfilter.nfnetlink import (
     FAMILY_HEADER,
     NFPROTO_UNSPEC,
@@ -24,6 +23,7 @@ from sidecar.linux.netfilter.nfnetlink import (
 )
 from sidecar.linux.netfilter.sets import ELEMENT_INTERVAL_END, elements_of
 from sidecar.linux.netfilter.vocabulary import ADMITS, OWNER_COMMENTS, Hook
+from sidecar.linux.netlink import NLM_F_ROOT_MATCH, Message
 
 if TYPE_CHECKING:
     from sidecar.linux.netfilter.model import RuleSet

@@ -6,11 +6,11 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.attributes import attribute, be32, nested, text
+from sidecar.linux.attributes import attribute, be32, nested, text
 from sidecar.linux.netfilter.intervals import Interval, KeyType, intervals_of, key_type_of
 from sidecar.linux.netfilter.model import TABLE
-from sidecar.linux.netfilter.netlink import NLM_F_CREATE, Message
 from sidecar.linux.netfilter.nfnetlink import message, user_data
+from sidecar.linux.netlink import NLM_F_CREATE, Message
 
 if TYPE_CHECKING:
     from sidecar.linux.netfilter.expressions import Lookup

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.linux.netfilter.attributes import attribute, be32, nested, parse, parse_list, text
+from sidecar.linux.attributes import attribute, be32, nested, parse, parse_list, text
 from sidecar.linux.netfilter.chains import chains_of
 from sidecar.linux.netfilter.expressions import Lookup, encode_rule
 from sidecar.linux.netfilter.model import TABLE
-from sidecar.linux.netfilter.netlink import NLM_F_APPEND, NLM_F_CREATE, Message
 from sidecar.linux.netfilter.nfnetlink import (
     UDATA_COMMENT,
     comment_in,
@@ -21,6 +20,7 @@ from sidecar.linux.netfilter.nfnetlink import (
 from sidecar.linux.netfilter.nft import table_comment
 from sidecar.linux.netfilter.sets import set_messages
 from sidecar.linux.netfilter.vocabulary import ADMITS, Chain, Kind
+from sidecar.linux.netlink import NLM_F_APPEND, NLM_F_CREATE, Message
 
 if TYPE_CHECKING:
     from sidecar.linux.netfilter.model import RuleSet
