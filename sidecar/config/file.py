@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Python's own tomllib, compiled: a hundred thousand rules take a quarter of the time.
-import tomli
-
 from sidecar.config.checking import convert
 from sidecar.config.rule_places import with_rules
 from sidecar.errors import ConfigError
@@ -42,6 +39,10 @@ def load_file(path: str, bad_rules: list[ConfigError] | None = None) -> Config:
         raise ConfigError(path, None, None, f"can't be read: {reason}") from None
     if len(content) > _FILE_SIZE_MAX:
         raise ConfigError(path, None, None, f"longer than {_FILE_SIZE_MAX} bytes; not read")
+    # Python's own tomllib, compiled: a hundred thousand rules take a quarter of the time.
+    # Most runs of `sidecar exec` read no file.
+    import tomli
+
     try:
         text = content.decode()
         raw = tomli.loads(text)

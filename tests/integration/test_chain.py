@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Family, Gateway
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("mode", ["redirect", "tproxy"])
 def test_client_router_and_server_each_have_one(

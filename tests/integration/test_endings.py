@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Family, Pair
 
+pytestmark = pytest.mark.thorough
+
 _FORWARD = 8001
 # Access log lines; more than a pipe holds (64 KiB, pipe(7)), at some 400 bytes each.
 _MORE_THAN_A_PIPE_HOLDS = 400

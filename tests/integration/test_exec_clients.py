@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.thorough
+
 _programs = needs("gcc", "git", "nginx", "ssh")
 
 NAME, HERE, HERE6 = "www.example.com", "9.9.9.1", "2620:fe::1"
@@ -469,7 +471,6 @@ def _gigabyte() -> Iterator[bytes]:
 
 
 class TestBulk:
-    @pytest.mark.thorough
     @pytest.mark.parametrize("machine", ["nobody"], indirect=True)
     @pytest.mark.parametrize("rule", [HERE, NAME])
     def test_a_gigabyte(self, machine: Machine, rule: str) -> None:

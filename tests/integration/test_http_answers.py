@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from integration.http_stage import Curled
     from integration.proxy import Sidecar
 
+pytestmark = pytest.mark.thorough
+
 _DENYING, _HASTY, _OTHER = 8011, 8012, 8013
 _LIMITS = """\
 [limits]

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Pair
 
+pytestmark = pytest.mark.thorough
+
 _ONE = f'[policy]\ndefault = "deny"\nallow = ["{ALLOWED}"]\n'
 _BOTH = f'[policy]\ndefault = "deny"\nallow = ["{ALLOWED}", "{OTHER}"]\n'
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Pair
 
+pytestmark = pytest.mark.thorough
+
 _BY_UID = ("--exclude-uid", "1337")
 _BY_GID = ("--exclude-gid", "1337")
 _WITH_RAW = Identity(1337, ("net_raw",))

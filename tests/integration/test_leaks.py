@@ -19,6 +19,8 @@ from sidecar.cli.leak_test.outcomes import Came, Outcome, Verdict, judge
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.thorough
+
 SCHEMA = "leak-test.schema.json"
 IDENTITIES = ("root", "nobody", "container")
 OTHERS = ("late", "killed_by_group", "killed_by_outside")

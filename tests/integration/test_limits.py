@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 from sidecar.addresses import SocketAddress
 
+pytestmark = pytest.mark.thorough
+
 _LOAD = Path(__file__).with_name("load.py")
 
 # Connections open at once. Each has two descriptors in the proxy, which accepts no more

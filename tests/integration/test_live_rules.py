@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from sidecar.addresses import SocketAddress
 
+pytestmark = pytest.mark.thorough
+
 _MODES = ("redirect", "tproxy")
 _IDENTITIES = {"redirect": ISTIO, "tproxy": ROOT}
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from integration.netns import Family, Host, Pair
     from integration.proxy import Line, Sidecar
 
+pytestmark = pytest.mark.thorough
+
 _LOCALHOST = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 _ANYWHERE = {"ipv4": "0.0.0.0", "ipv6": "::"}
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Family, Gateway, Pair
 
+pytestmark = pytest.mark.thorough
+
 OUTBOUND, INBOUND = 15001, 15006
 # Seconds after which a connection that must not come counts as not coming.
 NEVER = 0.7

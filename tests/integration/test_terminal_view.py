@@ -34,7 +34,10 @@ _CHECKOUT = Path(sidecar.__file__).parent.parent
 PAGE = _CHECKOUT / "docs/reference/terminal.md"
 WRITING = os.environ.get("SIDECAR_CAPTURE") == "1"
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="not installed: tmux")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="not installed: tmux"),
+]
 
 ADDRESSES = {
     "registry.example": "9.9.9.1",

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IStreamClientEndpoint, ITCPTransport
     from twisted.python.failure import Failure
 
+pytestmark = pytest.mark.thorough
+
 PORT = 3128
 _CLIENT = Path(__file__).with_name("tunnel_client.py")
 BANNER = b"220 who speaks first\r\n"

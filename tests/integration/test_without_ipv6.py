@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Pair
 
+pytestmark = pytest.mark.thorough
+
 _WITHOUT_IPV6 = (sys.executable, str(Path(__file__).with_name("without_ipv6.py")))
 _IDENTITIES = {"redirect": ISTIO, "tproxy": ROOT}
 
