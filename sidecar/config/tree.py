@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from sidecar.config.http import HttpConfig
 from sidecar.linux import OWN_MARK
-from sidecar.policy import Choice, Default, NameRule, Policy, Rule
+from sidecar.policy import NOT_BY_NAME, AddressClass, Choice, Default, NameRule, Policy, Rule
 
 __all__ = [
     "DEFAULT_HTTP_PROXY",
@@ -186,13 +186,17 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ()
 
     def build(
-        self, default: Default = Default.ALLOW, own: frozenset[bytes] = frozenset()
+        self,
+        default: Default = Default.ALLOW,
+        own: frozenset[bytes] = frozenset(),
+        not_by_name: frozenset[AddressClass] = NOT_BY_NAME,
     ) -> Policy:
         """Make the policy that decides.
 
         Args:
             default: What an unset `default` means here.
             own: The host's own addresses, as `Policy` takes them.
+            not_by_name: Likewise.
         """
         return Policy(
             default=self.default or default,
@@ -202,6 +206,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
             ech=self.ech,
             no_name=self.no_name,
             own=own,
+            not_by_name=not_by_name,
         )
 
 

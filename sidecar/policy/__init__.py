@@ -14,10 +14,13 @@ docs/reference/policy.md is the description for users.
 """
 
 from sidecar.policy.decisions import Decision, Fact, Outcome, Reason
-from sidecar.policy.policy import Choice, Default, Policy
+from sidecar.policy.policy import NOT_BY_NAME, Choice, Default, Policy
+from sidecar.policy.ranges import AddressClass
 from sidecar.policy.rules import NameRule, Rule, parse_name_rule, parse_rule
 
 __all__ = [
+    "NOT_BY_NAME",
+    "AddressClass",
     "Choice",
     "Decision",
     "Default",

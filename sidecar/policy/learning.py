@@ -22,7 +22,7 @@ from sidecar.addresses import pack
 from sidecar.flow import Protocol
 from sidecar.policy.decisions import Decision, Outcome, Reason
 from sidecar.policy.index import NameIndex
-from sidecar.policy.policy import NEVER_BY_NAME, Default, Policy
+from sidecar.policy.policy import Default, Policy
 from sidecar.policy.ranges import classify
 from sidecar.policy.reach import Reach
 from sidecar.policy.rules import parse_name_rule, parse_rule
@@ -147,6 +147,7 @@ class _Missing:
             ech=base.ech,
             no_name=base.no_name,
             own=base.own,
+            not_by_name=base.not_by_name,
         )
 
     # Connections
@@ -169,7 +170,7 @@ class _Missing:
                     self._refuse(target, Reason.DENIED_BY_RULE, None)
                 elif decision.reason in {Reason.DENIED_BY_RULE, Reason.ECH}:
                     self._refuse(target, decision.reason, decision)
-                elif not (seen.owned and seen.host) or _never_by_name(address):
+                elif not (seen.owned and seen.host) or self._takes_address(address):
                     _note(self.addresses, address, port, seen)
                 else:
                     if named.match(seen.host, port) is None:
@@ -209,13 +210,16 @@ class _Missing:
                 continue
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {host}", decision.reason, decision)
-            elif _never_by_name(address):
+            elif self._takes_address(address):
                 _note(self.addresses, address, _DNS_PORT, seen)
             else:
                 lacking = True
                 if private.match(host, _DNS_PORT) is None:
                     self._need_private(host, address, seen)
         return lacking
+
+    def _takes_address(self, address: str) -> bool:
+        return classify(pack(address)) in self.base.not_by_name
 
     def _need_private(self, host: str, address: str, seen: Seen) -> None:
         if self.base.is_public(address):
@@ -266,10 +270,6 @@ def _judge(policy: Policy, seen: Seen, address: str, port: int) -> Decision:
 
 def _suffices(decision: Decision, seen: Seen) -> bool:
     return decision.outcome is Outcome.ALLOW and (seen.owned or not decision.by_name)
-
-
-def _never_by_name(address: str) -> bool:
-    return classify(pack(address)) in NEVER_BY_NAME
 
 
 def _note(hosts: dict[str, dict[int, list[Seen]]], host: str, port: int, seen: Seen) -> None:

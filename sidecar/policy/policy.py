@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sidecar.flow import Flow
     from sidecar.policy.rules import Rule
 
-__all__ = ["Choice", "Default", "Policy", "Through"]
+__all__ = ["NOT_BY_NAME", "Choice", "Default", "Policy", "Through"]
 
 
 class Default(Enum):
@@ -69,7 +69,7 @@ _ALLOW_NAMELESS = Decision(Outcome.ALLOW, Reason.NO_NAME)
 _NEED_NAME = Decision(Outcome.NEED_MORE, Reason.NO_NAME, missing=Fact.NAME)
 _NO_DESTINATION = Decision(Outcome.DENY, Reason.UNKNOWN_DESTINATION)
 
-NEVER_BY_NAME = frozenset({AddressClass.LOOPBACK, AddressClass.METADATA})
+NOT_BY_NAME = frozenset({AddressClass.METADATA})
 """Classes that no rule for a name leads to: that takes one for the address."""
 
 # Answers, of half a kilobyte each. Whoever asks for more names than that drives out
@@ -88,9 +88,10 @@ class Policy:
         no_name: Whether a connection needs a name, where one would matter.
         own: The host's own addresses, in network byte order: public ones among them are
             taken for private, since they lead behind whatever guards the host's door.
+        not_by_name: Classes that no rule for a name leads to.
 
     Attributes:
-        default, allow, deny, private_names, ech, no_name, own: The same.
+        default, allow, deny, private_names, ech, no_name, own, not_by_name: The same.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Policy:
         ech: Choice = Choice.ALLOW,
         no_name: Choice = Choice.DENY,
         own: frozenset[bytes] = frozenset(),
+        not_by_name: frozenset[AddressClass] = NOT_BY_NAME,
     ) -> None:
         self.default = default
         self.allow = tuple(allow)
@@ -110,6 +112,7 @@ class Policy:
         self.private_names = tuple(private_names)
         self.ech = ech
         self.no_name = no_name
+        self.not_by_name = not_by_name
         self._allow = RuleIndex(self.allow)
         self._deny = RuleIndex(self.deny)
         self._private = NameIndex(self.private_names)
@@ -122,6 +125,12 @@ class Policy:
         other = copy(self)
         other._live_at(own)  # noqa: SLF001 - another of ours
         return other
+
+    def at_home_of(self, other: Policy) -> Policy:
+        """Make the same policy for where another one is in force."""
+        made = self.with_own(other.own)
+        made.not_by_name = other.not_by_name
+        return made
 
     def _live_at(self, own: frozenset[bytes]) -> None:
         self.own = own
@@ -352,8 +361,8 @@ class Policy:
         """Whether an allow rule for this name could lead to such an address."""
         if is_public:
             return True
-        # Whoever has the name would have this very machine, or its credentials.
-        if classify(packed) in NEVER_BY_NAME:
+        # Whoever has the name would have the machine's credentials.
+        if classify(packed) in self.not_by_name:
             return False
         return self._private.match(host, port) is not None
 

@@ -269,7 +269,8 @@ class TestRefused:
     def test_nobody_listens(self, stage: Stage, pair: Pair, family: Family, port: int) -> None:
         """A server that refuses looks like one that hangs up."""
         done = stage.run("curl", "-sS", "--globoff", f"http://{pair.far.at(family, port)}/")
-        assert done.status in {52, 56}
+        # Whether curl sees the connection or its reset first is a matter of luck.
+        assert done.status in {7, 52, 56}
         assert ["connection_refused"] == [line["end"] for line in done.log]
 
 

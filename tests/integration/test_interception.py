@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from integration.netns import Family, Gateway, Host, Pair
     from integration.proxy import Line, Sidecar
 
+pytestmark = pytest.mark.thorough
+
 # redirect works without any capability, told apart by its user; tproxy needs one, and
 # is told apart by its mark.
 _IDENTITIES = {"redirect": ISTIO, "tproxy": ROOT}

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from integration.netns import Pair
     from integration.proxy import Line, Sidecar
 
+pytestmark = pytest.mark.thorough
+
 # Generous waits, so that only a wait that must end by itself does.
 _NAMES = """
 [limits]

@@ -10,9 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from policy.naive import ADDRESSES, HOSTS, PORTS, RULES, matching
 
-from sidecar.addresses import SocketAddress
+from sidecar.addresses import SocketAddress, pack
 from sidecar.flow import Flow, ListenerKind, Protocol, Verdict
 from sidecar.policy import (
+    NOT_BY_NAME,
+    AddressClass,
     Choice,
     Decision,
     Default,
@@ -24,6 +26,7 @@ from sidecar.policy import (
     parse_name_rule,
     parse_rule,
 )
+from sidecar.policy.ranges import classify
 
 ALLOW, DENY, NEED_MORE = Outcome.ALLOW, Outcome.DENY, Outcome.NEED_MORE
 PUBLIC, PRIVATE, METADATA = "8.8.8.8", "10.0.0.1", "169.254.169.254"
@@ -35,7 +38,7 @@ def make(
     deny: tuple[str, ...] = (),
     private_names: tuple[str, ...] = (),
     own: frozenset[bytes] = frozenset(),
-    **keys: Choice,
+    **keys: Any,
 ) -> Policy:
     return Policy(
         default=Default(default),
@@ -396,11 +399,17 @@ class TestOwnAddresses:
             assert ALLOW is make("public", own=OWN).judge(address, 443).outcome
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254"])
-def test_names_never_lead_there(address: str) -> None:
-    """To this machine, and to its credentials, only a rule for the address leads."""
-    private = make("deny", ("a.example",), private_names=("a.example",))
-    assert ALLOW is private.judge("10.0.0.1", 443, host="a.example").outcome
-    decision = private.judge(address, 443, host="a.example")
-    assert DENY is decision.outcome
-    assert ALLOW is hinted(private, decision.hint).judge(address, 443, host="a.example").outcome
+@pytest.mark.parametrize("address", ["169.254.169.254", "fd00:ec2::254", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("closed", [NOT_BY_NAME, NOT_BY_NAME | {AddressClass.LOOPBACK}])
+def test_where_no_name_leads(address: str, closed: frozenset[AddressClass]) -> None:
+    """To the machine's credentials, and what else is closed, a rule for the address does."""
+    private = [parse_name_rule("a.example")]
+    allow = [parse_rule("a.example")]
+    policy = Policy(default=Default.DENY, allow=allow, private_names=private, not_by_name=closed)
+    assert ALLOW is policy.judge("10.0.0.1", 443, host="a.example").outcome
+    decision = policy.judge(address, 443, host="a.example")
+    is_closed = classify(pack(address)) in closed
+    assert (DENY if is_closed else ALLOW) is decision.outcome
+    if is_closed:
+        allowed = hinted(policy, decision.hint).judge(address, 443, host="a.example")
+        assert ALLOW is allowed.outcome

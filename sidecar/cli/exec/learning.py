@@ -97,7 +97,7 @@ class Learning:
     def _add(self, gatherer: Gatherer) -> list[str]:
         file = PolicyFile.open(self._path)
         judged_by = self._policy()
-        policy = file.policy if judged_by is None else file.policy.with_own(judged_by.own)
+        policy = file.policy if judged_by is None else file.policy.at_home_of(judged_by)
         lesson = learn(gatherer.seen, policy, siblings=self._siblings)
         added = len(lesson.allow) + len(lesson.private_names)
         rules = "1 rule" if added == 1 else f"{added} rules"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from _pytest.mark import ParameterSet
 
+pytestmark = pytest.mark.thorough
+
 FILTERS: dict[str, dict[str, object]] = {
     "none": {},
     "owners": {"exclude_uids": (0, 1337, 4294967294), "exclude_gids": (1337,)},
