@@ -28,13 +28,13 @@ TIDY = """
 import os, signal, time
 def stop(number, frame):
     time.sleep(0.3)
-    os.write(1, b"tidied up\n")
+    os.write(1, b"tidied up\\n")
     signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, stop)
-    os.write(1, b"back\n")
+    os.write(1, b"back\\n")
 signal.signal(signal.SIGTSTP, stop)
-os.write(1, b"ready\n")
+os.write(1, b"ready\\n")
 while True:
     time.sleep(0.01)
 """
