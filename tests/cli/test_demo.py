@@ -165,23 +165,27 @@ class TestDemo:
         assert_all_as_claimed(play(as_nobody(demo(), stash), tmp_path), 65534)
 
     @needs_root
+    @pytest.mark.thorough
     def test_root_in_a_container(self, tmp_path: Path) -> None:
         """As root without the capabilities to do it directly."""
         assert_all_as_claimed(play(without_capabilities(demo()), tmp_path))
 
     @needs_root
+    @pytest.mark.thorough
     def test_without_a_pid_namespace(self, tmp_path: Path) -> None:
         """Where some namespaces are not to be had, as in some containers."""
         command = in_user_namespace({"max_pid_namespaces": "0"}, demo())
         assert_all_as_claimed(play(command, tmp_path))
 
     @needs_root
+    @pytest.mark.thorough
     def test_without_ipv6(self, tmp_path: Path) -> None:
         """Where there is no IPv6, it shows IPv4."""
         without = str(ROOT / "tests/integration/without_ipv6.py")
         assert_all_as_claimed(play([sys.executable, without, *demo()], tmp_path))
 
     @needs_root
+    @pytest.mark.thorough
     def test_nothing_installed(self, tmp_path: Path) -> None:
         """Without curl, Python's client stands in; there is nothing else but a shell."""
         programs = tmp_path / "bin"
@@ -194,6 +198,7 @@ class TestDemo:
         assert "$ curl" not in done.stdout
 
     @needs_root
+    @pytest.mark.thorough
     def test_misleading_environment(self, tmp_path: Path) -> None:
         """Proxies and settings of the user's own don't lead clients elsewhere."""
         (tmp_path / ".curlrc").write_text("proxy = http://192.0.2.99:3128\n")
@@ -204,6 +209,7 @@ class TestDemo:
         assert_all_as_claimed(play(demo(), tmp_path, HOME=str(tmp_path), **elsewhere))
 
     @needs_root
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         ("environment", "colored"),
         [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
@@ -232,6 +238,7 @@ class TestDemo:
         assert [] == watch.left()
 
     @needs_root
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         ("sabotage", "fault"),
         [
@@ -300,6 +307,7 @@ class TestDemo:
         assert [] == watch.left()
 
     @needs_root
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         ("number", "to_all"),
         [
