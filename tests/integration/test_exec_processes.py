@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -189,6 +190,11 @@ class TestIdentity:
         assert ["EPERM"] * 3 == done.output.split()
 
 
+def without_libc_signals(status: str) -> str:
+    """Signals 32 and 33 are the C library's own; how it starts programs decides about them."""
+    return re.sub(r"[0-9a-f]{16}", lambda found: f"{int(found[0], 16) & ~0x180000000:016x}", status)
+
+
 class TestSurroundings:
     def test_as_given(self, stage: Stage) -> None:
         """Directory, environment, limits, priority, file mask and signal mask are the caller's."""
@@ -199,7 +205,8 @@ class TestSurroundings:
         before = stage.namespace.run(
             ["sh", "-c", f"cd /; {script}"], env={**os.environ, "MARK": "here"}
         )
-        assert before.stdout == stage.run("sh", "-c", f"cd /; {script}").output
+        done = stage.run("sh", "-c", f"cd /; {script}")
+        assert without_libc_signals(before.stdout) == without_libc_signals(done.output)
 
     def test_descriptors(self, stage: Stage) -> None:
         """Whatever else the caller has open, the command gets 0, 1 and 2."""
