@@ -16,7 +16,7 @@ from importlib.util import cache_from_source, find_spec, spec_from_file_location
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
 __all__ = ["Kept", "seal"]
@@ -30,19 +30,16 @@ class Kept:
     """Modules whose files were read, to be imported later."""
 
     def __init__(self) -> None:
-        self._without: Collection[str] = ()
         self._packages: dict[str, str | None] = {}
         self._loader_of: dict[str, _FromMemory] = {}
 
-    def keep(self, name: str, without: Collection[str] = ()) -> None:
+    def keep(self, name: str) -> None:
         """Read a module's file; of a package, those of all its modules.
 
         Args:
             name: In full. What it is in is imported. What there is no source file of
                 (extension modules, archives) is imported, too.
-            without: Modules, in full, that nobody will ask for.
         """
-        self._without = without
         spec = find_spec(name)
         if spec is None or spec.origin is None or not isinstance(spec.loader, SourceFileLoader):
             import_module(name)
@@ -51,7 +48,7 @@ class Kept:
 
     def _read(self, name: str, path: str, *, is_package: bool) -> None:
         directory = os.path.dirname(path) if is_package else None  # noqa: PTH120 - a quarter of the time
-        if name not in sys.modules and name not in self._without:
+        if name not in sys.modules:
             self._loader_of[name] = _FromMemory(name, path)
             self._packages[name] = directory
         if directory is None:

@@ -74,14 +74,6 @@ _LATE = (
     "sidecar.wire",
     "zlib",
 )
-# Half of what rich has, and no table needs.
-_NEVER = frozenset(
-    f"rich.{each}"
-    for each in (
-        *("_emoji_codes", "_inspect", "_spinners", "_win32_console", "layout", "live", "logging"),
-        *("markdown", "panel", "pretty", "progress", "prompt", "syntax", "traceback", "tree"),
-    )
-)
 
 
 def serve(started: Started, plan: Plan) -> int:
@@ -277,7 +269,7 @@ def kept() -> Kept:
     """What most runs are spared: a tenth of a second."""
     kept = Kept()
     for name in _LATE:
-        kept.keep(name, _NEVER)
+        kept.keep(name)
     return kept
 
 
