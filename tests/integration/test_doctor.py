@@ -25,6 +25,8 @@ from sidecar.cli.doctor.showing import line
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+pytestmark = pytest.mark.thorough
+
 SCHEMA = "doctor.schema.json"
 HERE = Path(__file__).parent
 # What the namespace of these tests has not: a name server.

@@ -22,6 +22,8 @@ from sidecar.sandbox.bridges import BRIDGES_MAX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.thorough
+
 LOOPBACK: dict[Family, str] = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 
 # Connects to HOST PORT, says HELLO and that this is all, and tells what comes of it.

@@ -19,6 +19,8 @@ from sidecar.addresses import SocketAddress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+pytestmark = pytest.mark.thorough
+
 # One address, as names of one provider have; the third is elsewhere.
 ALLOWED, DENIED, HERE = "allowed.example.com", "denied.example.com", "9.9.9.1"
 OTHER, THERE = "other.example.com", "9.9.9.2"

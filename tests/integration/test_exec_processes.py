@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.thorough
+
 # Says that it is there, and waits for longer than any test.
 WAIT = "echo ready; exec sleep 1000"
 

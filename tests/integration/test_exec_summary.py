@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.thorough
+
 SERVER = SocketAddress("9.9.9.9", 80)
 CURL = "curl -sS -m 10 -o /dev/null"
 # To a server, to where nothing is, to what is denied by address.

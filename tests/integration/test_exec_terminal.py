@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Pair
 
+pytestmark = pytest.mark.thorough
+
 WAIT = "echo ready; exec sleep 1000"
 # A program that tidies up when it is stopped, as full-screen ones do, and takes its time.
 TIDY = """

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-_CHECKOUT = Path(sidecar.__file__).parent.parent
-PAGE = _CHECKOUT / "docs/reference/terminal.md"
+_INSTALLED = Path(sidecar.__file__).parent.parent
+PAGE = Path(__file__).parent.parent.parent / "docs/reference/terminal.md"
 WRITING = os.environ.get("SIDECAR_CAPTURE") == "1"
 
 pytestmark = [
@@ -125,7 +125,7 @@ class Machine:
             ],
             env={
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "PYTHONPATH": str(_CHECKOUT),
+                "PYTHONPATH": str(_INSTALLED),
                 "LANG": "C.UTF-8",
             },
             cwd=self.directory,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from integration.netns import Family, Namespace, Pair
 
+pytestmark = pytest.mark.thorough
+
 # Interception with nothing that exempts the proxy.
 _UNPROTECTED_REDIRECT = """
 table inet unprotected {
