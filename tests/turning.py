@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+    from threading import Thread
 
     from twisted.internet.defer import Deferred
     from twisted.logger import ILogObserver, LogEvent
@@ -168,10 +170,23 @@ def nothing_left() -> Iterator[None]:
 
 @contextmanager
 def turning(*, threads: bool = False) -> Iterator[Turning]:
-    """Make a reactor for one test; no descriptor, timer or bug may be left over."""
+    """Make a reactor for one test; no descriptor, timer, thread or bug may be left over."""
     with nothing_left():
+        before = set(threading.enumerate())
         made = Turning(threads=threads)
         try:
             yield made
+            # One that goes on would call a reactor that is gone.
+            _join(set(threading.enumerate()) - before)
+            # What they said last.
+            made.settle()
         finally:
             made.close()
+
+
+def _join(threads: set[Thread]) -> None:
+    for thread in threads:
+        # Others are the test's, or of the pool that the reactor ends itself.
+        if thread.name.startswith("sidecar-"):
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), thread.name

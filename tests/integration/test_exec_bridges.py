@@ -184,7 +184,13 @@ class TestHostPort:
 
     def test_reset_by_the_server(self, stage: Stage, port: int) -> None:
         """A reset stays one."""
-        with Origin(stage.namespace, SocketAddress("127.0.0.1", port), reset):
+
+        def reset_at_the_end(connection: socket.socket) -> None:
+            # Before it the client may find its connection gone while it still sends.
+            assert b"hello" == received(connection)
+            reset(connection)
+
+        with Origin(stage.namespace, SocketAddress("127.0.0.1", port), reset_at_the_end):
             done = stage.python(
                 *(CLIENT, str(port), "127.0.0.1"),
                 options=[*stage.options, "--host-port", str(port)],
