@@ -26,7 +26,8 @@ from benchmarks.processes import HOST, ROOT, StartError, free_port, output_of, r
 from benchmarks.stats import Figure, Samples, as_json, rotated, table
 from sidecar import __version__
 from sidecar.errors import SidecarError
-from sidecar.linux.namespaces import enter_network_namespace, set_up_loopback
+from sidecar.linux.namespaces import set_up_loopback
+from sidecar.sandbox.users import enter_network_namespace
 
 if TYPE_CHECKING:
     import argparse

@@ -24,7 +24,8 @@ from benchmarks.peers import DIRECT
 from benchmarks.processes import HOST, StartError, free_port, running
 from benchmarks.stats import rotated
 from sidecar.errors import SidecarError
-from sidecar.linux.namespaces import enter_network_namespace, set_up_loopback
+from sidecar.linux.namespaces import set_up_loopback
+from sidecar.sandbox.users import enter_network_namespace
 
 if TYPE_CHECKING:
     import argparse

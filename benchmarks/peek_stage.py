@@ -16,9 +16,10 @@ from benchmarks.peek_peers import INTERCEPTED, SNI_HOST, Dialled, Proxy, nginx_o
 from benchmarks.peers import DIRECT, PEERS, Route
 from benchmarks.processes import HOST, StartError, free_port, running
 from sidecar.errors import SidecarError
-from sidecar.linux.namespaces import enter_network_namespace, set_up_loopback
+from sidecar.linux.namespaces import set_up_loopback
 from sidecar.linux.netfilter import lifecycle
 from sidecar.linux.netfilter.model import Mode, RuleSet
+from sidecar.sandbox.users import enter_network_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

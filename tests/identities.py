@@ -55,14 +55,16 @@ def as_nobody(command: Sequence[str], stash: Path) -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(steps)]
 
 
-def without_capabilities(command: Sequence[str], *, keep: str = "setfcap") -> list[str]:
+def without_capabilities(
+    command: Sequence[str], *, keep: Sequence[str] = ("setfcap",)
+) -> list[str]:
     """The command, run by root as most containers have it.
 
     Args:
         command: What to run.
-        keep: The one capability that is kept, as setpriv(1) names it; empty for none.
+        keep: The capabilities that are kept, as setpriv(1) names them.
     """
-    bounds = f"-all,+{keep}" if keep else "-all"
+    bounds = ",".join(["-all", *(f"+{each}" for each in keep)])
     return ["setpriv", "--bounding-set", bounds, "--inh-caps", "-all", "--", *command]
 
 

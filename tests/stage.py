@@ -18,10 +18,11 @@ from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from sidecar.linux.namespaces import enter_network_namespace, set_up_loopback
+from sidecar.linux.namespaces import set_up_loopback
 from sidecar.linux.netfilter.alive import listens
 from sidecar.linux.netfilter.lifecycle import apply
 from sidecar.linux.netfilter.model import Mode, RuleSet
+from sidecar.sandbox.users import enter_network_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,13 +1,7 @@
-"""How a process gets a network namespace of its own, and why it doesn't.
-
-Root with CAP_SYS_ADMIN and CAP_NET_ADMIN makes a network namespace and nothing else.
-Anybody else, root in most containers included, makes a user namespace round it, in
-which the process is root (user_namespaces(7), network_namespaces(7)).
-"""
+"""What a network namespace of one's own needs, and why the kernel may refuse one."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
@@ -34,19 +28,11 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Address, IPv6Network
 
 __all__ = [
-    "enter_network_namespace",
     "explain_refusal",
     "has_capabilities",
     "set_up_loopback",
 ]
 
-# linux/sched.h
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-# linux/capability.h
-_CAP_NET_ADMIN = 12
-_CAP_SYS_ADMIN = 21
-_CAP_SETFCAP = 31
 # linux/seccomp.h
 _SECCOMP_MODE_FILTER = "2"
 # linux/rtnetlink.h, linux/if.h, linux/if_addr.h
@@ -64,45 +50,6 @@ _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
 _PROC = Path("/proc")
-
-
-def enter_network_namespace() -> bool:
-    """Move this process into a new network namespace that it has all capabilities over.
-
-    There is no way back, and what its children exec is there too. A user namespace
-    maps root to the process's own user and group, and nobody else; files are
-    reached as before. The process must have one thread.
-
-    Returns:
-        Whether a user namespace was made as well.
-
-    Raises:
-        NamespaceError: Refused; says by what, and what to do. The process may have
-            got half-way and is best ended.
-    """
-    if os.geteuid() == 0 and has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN):
-        _unshare(_CLONE_NEWNET)
-        return False
-    uid, gid = os.geteuid(), os.getegid()
-    may_map = uid != 0 or has_capabilities(_CAP_SETFCAP)
-    _unshare(_CLONE_NEWUSER)
-    try:
-        # Whoever may leave groups could get at files that a group is barred from:
-        # the kernel wants this given up first (user_namespaces(7)).
-        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1", encoding="ascii")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1", encoding="ascii")
-    except OSError as error:
-        if not may_map:
-            # Since Linux 5.12: root of the inner namespace could give files capabilities.
-            raise NamespaceError(
-                "root without CAP_SYS_ADMIN and CAP_NET_ADMIN needs CAP_SETFCAP to make namespaces",
-                "run as another user, or with these capabilities",
-            ) from None
-        # AppArmor lets everybody make a user namespace, but without capabilities.
-        raise explain_refusal(error.errno or 0, user=True) from None
-    _unshare(_CLONE_NEWNET)
-    return True
 
 
 def set_up_loopback(
@@ -213,13 +160,6 @@ def _read(path: Path) -> str | None:
 def _status(proc: Path) -> dict[str, str]:
     lines = (_read(proc / "self/status") or "").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _unshare(flag: int) -> None:
-    # os.unshare exists only since Python 3.12.
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(flag):
-        raise explain_refusal(ctypes.get_errno(), user=flag == _CLONE_NEWUSER)
 
 
 def _add_address(index: int, address: IPv4Address | IPv6Address) -> None:

@@ -12,9 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.errors import NamespaceError, SidecarError
-from sidecar.linux.namespaces import explain_refusal, set_up_loopback
+from sidecar.linux.namespaces import set_up_loopback
 from sidecar.linux.syscalls import (
-    CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
     PR_SET_CHILD_SUBREAPER,
@@ -35,7 +34,7 @@ from sidecar.sandbox.handover import Word, send_listeners
 from sidecar.sandbox.listeners import open_listeners
 from sidecar.sandbox.mounts import mask_name_services
 from sidecar.sandbox.rules import install_rules
-from sidecar.sandbox.users import enter_user_namespace
+from sidecar.sandbox.users import enter_network_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,11 +116,7 @@ def _make_namespaces() -> init.Alone:
     Returns:
         Which of the less important ones came about.
     """
-    enter_user_namespace()
-    try:
-        unshare(CLONE_NEWNET)
-    except OSError as error:
-        raise explain_refusal(error.errno or 0, user=False) from None
+    enter_network_namespace()
     missing: list[str] = []
     mounts = _try_to_unshare(CLONE_NEWNS, "mount", missing)
     pids = _try_to_unshare(CLONE_NEWPID, "pid", missing)

@@ -1,8 +1,8 @@
-"""Who is who in a new user namespace: everybody is who they were.
+"""How a process gets a network namespace of its own, in which everybody is who they were.
 
-A process without privileges can map its own user and group, and nobody else. Root may
-map all that it sees itself, but only from outside the new namespace: a helper, forked
-before it is made, does that.
+It comes with a new user namespace (user_namespaces(7), network_namespaces(7)). A process
+without privileges can map its own user and group there, and nobody else. Root may map all
+that it sees itself, but only from outside: a helper, forked before, does that.
 """
 
 from __future__ import annotations
@@ -11,14 +11,31 @@ import os
 
 from sidecar.errors import NamespaceError
 from sidecar.linux.namespaces import explain_refusal, has_capabilities
-from sidecar.linux.syscalls import CLONE_NEWUSER, unshare
+from sidecar.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
 
-__all__ = ["enter_user_namespace"]
+__all__ = ["enter_network_namespace", "enter_user_namespace"]
 
 # linux/capability.h
 _CAP_SETGID, _CAP_SETUID = 6, 7
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _CAP_SETFCAP = 31
+
+
+def enter_network_namespace() -> None:
+    """Move this process into a new network namespace that it has all capabilities over.
+
+    And into a new user namespace first; who may make the other without is spared it where
+    there can be none. There is no way back. The process must have one thread.
+
+    Raises:
+        NamespaceError: Refused; says by what, and what to do. The process may have got
+            half-way and is best ended.
+    """
+    enter_user_namespace()
+    try:
+        unshare(CLONE_NEWNET)
+    except OSError as error:
+        raise explain_refusal(error.errno or 0, user=False) from None
 
 
 def enter_user_namespace() -> bool:

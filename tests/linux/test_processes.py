@@ -241,7 +241,8 @@ def test_namespace(stack: ExitStack) -> None:
     """A netlink socket asks in the namespace it was made in, wherever it is used."""
     program = """
 import socket, sys
-from sidecar.linux.namespaces import enter_network_namespace, set_up_loopback
+from sidecar.linux.namespaces import set_up_loopback
+from sidecar.sandbox.users import enter_network_namespace
 from sidecar.linux.processes import open_diag
 enter_network_namespace()
 set_up_loopback((), ())

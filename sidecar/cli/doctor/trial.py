@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sidecar.errors import NamespaceError, SidecarError
-from sidecar.linux.namespaces import explain_refusal
-from sidecar.linux.syscalls import CLONE_NEWNET, PR_SET_PDEATHSIG, prctl, unshare
-from sidecar.sandbox.users import enter_user_namespace
+from sidecar.linux.syscalls import PR_SET_PDEATHSIG, prctl
+from sidecar.sandbox.users import enter_network_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,11 +90,7 @@ def enter_namespaces() -> None:
         NamespaceError: Refused; says by what, and what to do.
     """
     parent = os.getppid()
-    enter_user_namespace()
-    try:
-        unshare(CLONE_NEWNET)
-    except OSError as error:
-        raise explain_refusal(error.errno or 0, user=False) from None
+    enter_network_namespace()
     # A new user namespace forgets such wishes.
     _die_with(parent)
 
