@@ -23,13 +23,16 @@ class Lookup(msgspec.Struct, frozen=True):
         type: ``A``, ``AAAA``, ``HTTPS``, …; ``TYPE999`` for what has no name (RFC 3597 §5).
         rcode: ``NOERROR``, ``NXDOMAIN``, ``SERVFAIL``, …; ``RCODE22`` for what has no name.
         verdict: DENY if the policy let the question not be sent, or withheld an address and
-            nothing else was left; not for what a search list makes of a name that the policy
-            lets be asked for.
+            nothing else was left; not for what programs make of a name that the policy lets
+            be asked for.
         reason: Why, as a reason code; "default" where no rule was asked.
         rule: The rule that decided, with its place; None if none did.
         hint: The text of a rule that would allow it; empty if none would.
         addresses: The addresses that were answered, canonical.
         withheld: The addresses that were not passed on.
+        forwarded: Whether the policy let it be sent, and it was; not what was answered here.
+        made_of: Of such, the names that a program may have made this one of: without a domain
+            of the search list, without what HTTP clients put before it.
         chain: The names that the answer led through (CNAME), likewise in presentation format.
         stream: Whether it was asked over TCP.
         server: The address that was asked, canonical; None if it is not known.
@@ -46,6 +49,8 @@ class Lookup(msgspec.Struct, frozen=True):
     hint: str = ""
     addresses: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
+    forwarded: bool = True
+    made_of: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
     stream: bool = False
     server: str | None = None

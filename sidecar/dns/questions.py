@@ -38,6 +38,8 @@ _NO_NAMES = ("invalid", "onion")
 
 # What addresses.py takes for a label, within a name.
 _LABEL = re.compile(rb"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+# What an HTTP client puts before a host's name.
+_BETTER = re.compile(r"\A(?:_https?\._tcp|_[0-9]{1,5}\._https)\.")
 _NIBBLE = re.compile(r"[0-9a-f]")
 _V4_LABELS, _V6_LABELS = 4, 32
 _V4_REVERSE, _V6_REVERSE = ".in-addr.arpa", ".ip6.arpa"
@@ -48,9 +50,11 @@ class Forward(NamedTuple):
 
     Attributes:
         host: The name that its addresses are judged for; None if it can't have any.
+        made_of: The names that a program may have made this one of (`_made_of`).
     """
 
     host: str | None
+    made_of: tuple[str, ...] = ()
 
 
 class Local(NamedTuple):
@@ -87,9 +91,10 @@ def decide(
     Args:
         question: The client's.
         reach: What the policy could allow.
-        search: Tells the domains that resolvers append to names; looked at if need be. What
-            they make so of a name that may be asked for is nobody's wish: it is not asked
-            further, and no denial.
+        search: Tells the domains that resolvers append to names.
+
+    What programs make of a name that may be asked for, and is itself none that may, is nobody's
+    wish: it is not asked further, and no denial.
     """
     host, name = _hosts_of(question.name)
     if name is None:
@@ -106,11 +111,14 @@ def decide(
         # Whose name is asked for is whoever has the address.
         decision = reach.address(address, None)
         allowed = decision.outcome is Outcome.ALLOW
+    made_of = _made_of(name, search())
     if allowed:
-        return Forward(host)
-    if decision.reason is not Reason.DENIED_BY_RULE and _is_searched(name, leads, reach, search()):
-        error = ExtendedError(EDE_FILTERED, "sidecar: a name of the search list; not asked for")
-        return Local(Reply(dns.ENAME, error=error))
+        return Forward(host, made_of)
+    if decision.reason is not Reason.DENIED_BY_RULE:
+        for meant in made_of:
+            if reach.name(meant, leads).outcome is not Outcome.DENY:
+                error = ExtendedError(EDE_FILTERED, f"sidecar: not asked for; {meant} may be")
+                return Local(Reply(dns.ENAME, error=error))
     hint = "" if decision.reason is Reason.DENIED_BY_RULE else address or host or ""
     advice = f"; to allow it: {hint}" if hint else ""
     error = ExtendedError(EDE_FILTERED, f"sidecar: denied: {decision.reason}{advice}")
@@ -142,13 +150,16 @@ def _hosts_of(name: bytes) -> tuple[str | None, str | None]:
     return (judged if substitute == lower else None), judged
 
 
-def _is_searched(name: str, leads: bool, reach: Reach, search: Sequence[str]) -> bool:
-    """Whether a name is one that may be asked for, with a domain of the search list."""
-    for domain in search:
-        meant = name.removesuffix(f".{domain}")
-        if meant != name and reach.name(meant, leads).outcome is not Outcome.DENY:
-            return True
-    return False
+def _made_of(name: str, search: Sequence[str]) -> tuple[str, ...]:
+    """The names that a program may have made another of before it asks for them themselves.
+
+    By appending a domain of the search list; or by looking for better than addresses first:
+    for an HTTP server's other places (SRV, as apt does) or ways (HTTPS on a port of its own,
+    RFC 9460 §9.1). Whoever is told that there are none goes on with the name itself.
+    """
+    meant = [name, *(name.removesuffix(f".{each}") for each in search)]
+    meant += [_BETTER.sub("", each) for each in meant]
+    return tuple(each for each in dict.fromkeys(meant) if each not in {"", name})
 
 
 def _is_below(name: str, suffixes: tuple[str, ...]) -> bool:

@@ -161,12 +161,13 @@ class _Answering:
     """One question that is being answered."""
 
     _log = Logger()
-    __slots__ = ("_answerer", "_asked", "_since", "question")
+    __slots__ = ("_answerer", "_asked", "_forward", "_since", "question")
 
     def __init__(self, answerer: Answerer, question: Question, asked: Asked) -> None:
         self._answerer = answerer
         self.question = question
         self._asked = asked
+        self._forward: Forward | None = None
         self._since = answerer.now()
 
     def start(self) -> None:
@@ -182,6 +183,7 @@ class _Answering:
         elif isinstance(found, Refused):
             self._finish(found.reply, Verdict.DENY, found.reason, found.rule, found.hint)
         else:
+            self._forward = found
             self._answerer.forward(self, found)
 
     def answered(self, answer: Outcome, host: str | None) -> None:
@@ -261,6 +263,8 @@ class _Answering:
                 hint=hint,
                 addresses=() if filtered is None else tuple(filtered.addresses),
                 withheld=() if filtered is None else tuple(filtered.withheld),
+                forwarded=self._forward is not None,
+                made_of=() if self._forward is None else self._forward.made_of,
                 chain=() if filtered is None else tuple(map(presentation, filtered.chain)),
                 stream=self._asked.stream,
                 server=self._asked.server,

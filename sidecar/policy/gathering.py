@@ -40,7 +40,6 @@ PROCESSES_MAX = 4
 _PAIRS_MAX = 1 << 14
 
 _WITH_ADDRESSES = frozenset({"A", "AAAA", "HTTPS", "SVCB"})
-_LOOPBACK_REVERSED = (".127.in-addr.arpa", ".0.0.0.0.ip6.arpa")
 # The client went away before there was a verdict.
 _NOT_JUDGED = "not_judged"
 _BRIDGED = frozenset({ListenerKind.HOST_PORT, ListenerKind.PUBLISH})
@@ -64,6 +63,8 @@ class Seen(msgspec.Struct, kw_only=True):
         raw: Whether every client spoke something that has no place for a name.
         ech: Whether some name may have been a front for another.
         leads: Whether all that was looked up of it could lead to an address.
+        found: Whether a lookup was answered with something.
+        made_of: The names that this one may have been made of (`Lookup.made_of`).
         muddled: Whether some client's first bytes were such that the policy denies it
             where it needs the name.
         times: How many connections, or lookups.
@@ -79,6 +80,8 @@ class Seen(msgspec.Struct, kw_only=True):
     raw: bool = True
     ech: bool = False
     leads: bool = True
+    found: bool = False
+    made_of: tuple[str, ...] = ()
     muddled: bool = False
     times: int = 0
     failed: int = 0
@@ -155,13 +158,11 @@ class Gatherer:
             seen.processes[flow.process.name] = None
 
     def lookup_ended(self, lookup: Lookup) -> None:
-        """Take note of a DNS question that was answered with something."""
+        """Take note of a DNS question that was asked further, whatever came of it."""
         if lookup.verdict is Verdict.DENY:
             self.denied += 1
             return
-        if lookup.rcode != "NOERROR":
-            return
-        if lookup.type in _WITH_ADDRESSES and not lookup.addresses:
+        if not lookup.forwarded:
             return
         host = _host(lookup.name)
         if host is None:
@@ -174,8 +175,11 @@ class Gatherer:
             if len(self._lookups) >= SEEN_MAX:
                 self.missed += 1
                 return
-            seen = self._lookups[host] = Seen(host=host, owned=True, port=None)
+            seen = Seen(host=host, owned=True, port=None, made_of=lookup.made_of)
+            self._lookups[host] = seen
         seen.lead_to(lookup.addresses)
+        empty = lookup.type in _WITH_ADDRESSES and not lookup.addresses
+        seen.found |= lookup.rcode == "NOERROR" and not empty
         seen.leads &= lookup.type in LEADING
         seen.times += 1
 
@@ -193,14 +197,9 @@ class Gatherer:
 
 
 def _host(name: str) -> str | None:
-    """The canonical name, if a rule can be for it and is needed."""
+    """The canonical name, if a rule can be for it."""
     try:
         host = parse_host(name)
     except AddressError:
         return None
-    if not isinstance(host, str):
-        return None
-    # Answered here, whatever the policy.
-    if host == "localhost" or host.endswith((".localhost", *_LOOPBACK_REVERSED)):
-        return None
-    return host
+    return host if isinstance(host, str) else None

@@ -182,6 +182,13 @@ class _Missing:
 
     def lookups(self, given: Sequence[Seen]) -> None:
         """Add what they lack, whichever port it has."""
+        self._lookups([seen for seen in given if seen.found])
+        nothing = [seen for seen in given if not seen.found]
+        self._lookups([seen for seen in nothing if not seen.made_of])
+        # With those allowed, what was made of them needs nothing.
+        self._lookups([seen for seen in nothing if seen.made_of])
+
+    def _lookups(self, given: Sequence[Seen]) -> None:
         policy = self.policy()
         reach = Reach(policy)
         private = NameIndex(policy.private_names)
@@ -191,6 +198,11 @@ class _Missing:
             decision = reach.name(seen.host, seen.leads)
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {seen.host}", decision.reason, decision)
+                continue
+            if not seen.found and any(
+                reach.name(meant, seen.leads).outcome is not Outcome.DENY for meant in seen.made_of
+            ):
+                # Then it is not asked for, and no denial.
                 continue
             lacking = self._answers_lack(seen, reach, private)
             lacking |= decision.outcome is Outcome.DENY
@@ -330,8 +342,10 @@ def _why(host: str, ports: dict[int, list[Seen]]) -> str:
         said = sorted({each.host for each in connections if each.host and not each.owned})
         if said:
             parts.append(f"said {_listed(said)}, which is not known to be there")
-    else:
+    elif any(each.found for each in seen):
         parts.append("only looked up, not connected to")
+    else:
+        parts.append("only looked up, found nothing")
     return "; ".join(parts)
 
 

@@ -162,6 +162,42 @@ class TestRefused:
         assert not isinstance(found, Forward)
         assert dns.ENAME == found.reply.rcode
 
+    @pytest.mark.parametrize(
+        ("name", "kind", "rule", "denied"),
+        [
+            (b"_http._tcp.deb.example.org", dns.SRV, "deb.example.org:80", False),
+            (b"_HTTPS._tcp.deb.example.org", dns.SRV, "deb.example.org:443", False),
+            (b"_8443._https.a.example", HTTPS, "a.example:8443", False),
+            (b"_http._tcp.a.example.cluster.local", dns.SRV, "a.example", False),
+            # What has no other way, or isn't what HTTP clients make of a name.
+            (b"_mongodb._tcp.a.example", dns.SRV, "a.example", True),
+            (b"_http._udp.a.example", dns.SRV, "a.example", True),
+            (b"c2VjcmV0._http._tcp.a.example", dns.SRV, "a.example", True),
+            (b"_123456._https.a.example", HTTPS, "a.example", True),
+            (b"_http._tcp.b.example", dns.SRV, "a.example", True),
+            (b"_http._tcp", dns.SRV, "a.example", True),
+        ],
+    )
+    def test_http_services(self, name: bytes, kind: int, rule: str, denied: bool) -> None:
+        """So is what HTTP clients look for before they ask for a host's addresses."""
+        rules = policy("deny", (rule,))
+        found = decide(Question(1, name, kind), Reach(rules), lambda: ("cluster.local",))
+        assert denied == isinstance(found, Refused)
+        assert not isinstance(found, Forward)
+        assert dns.ENAME == found.reply.rcode
+
+    def test_made_of(self) -> None:
+        """Of what is asked further it is told what it may have been made of."""
+        question = Question(1, b"_http._tcp.a.example.cluster.local", dns.SRV)
+        found = decide(question, Reach(policy("allow")), lambda: ("cluster.local", "other"))
+        assert (
+            Forward(
+                "_http._tcp.a.example.cluster.local",
+                ("_http._tcp.a.example", "a.example.cluster.local", "a.example"),
+            )
+            == found
+        )
+
     def test_denied_in_the_search_list(self) -> None:
         """A rule that denies is one, whatever was meant."""
         rules = policy("public", (), (".cluster.local",))

@@ -292,7 +292,7 @@ class TestPolicy:
             assert [dns.ENAME, dns.ENAME] == [made.rCode, other.rCode]
             error = option(made, _EDE)
             assert error is not None
-            assert b"search list" in error
+            assert b"www.example.com may be" in error
             assert [] == far.asked
             assert [Verdict.ALLOW, Verdict.DENY] == [each.verdict for each in stage.seen.lookups]
 

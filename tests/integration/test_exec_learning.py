@@ -54,6 +54,14 @@ done
 dig +short TXT text.example.com | grep -q hello
 if curl -s -o /dev/null http://{HERE}:9/; then exit 1; fi
 """
+# Both look up what isn't there.
+APT = """
+set -e
+/usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root \\
+    download-file http://one.example.com/ "$0/page" >/dev/null
+test -s "$0/page"
+if getent ahosts gone.example.com; then exit 1; fi
+"""
 PRIVATE_BUILD = f"curl -sS -o /dev/null --max-time 10 http://db.corp.example:{PORT}/"
 
 
@@ -63,6 +71,7 @@ class Machine:
 
     namespace: netns.Namespace
     directory: Path
+    name_server: Scripted
 
     def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `sidecar exec WORDS`."""
@@ -84,11 +93,13 @@ def machine(_namespaces: None, outside: Path) -> Iterator[Machine]:
         for name, text in _FILES.items():
             (outside / name).write_text(text, encoding="ascii")
         with namespace.entered():
-            stack.enter_context(Scripted(RECORDS, port=53))
+            name_server = stack.enter_context(Scripted(RECORDS, port=53))
         for address in (HERE, THERE, PRIVATE):
             namespace.be(address)
+        stack.enter_context(Origin(namespace, SocketAddress(HERE, 80), http_page))
+        for address in (HERE, THERE, PRIVATE):
             stack.enter_context(Origin(namespace, SocketAddress(address, PORT), http_page))
-        yield Machine(namespace, outside)
+        yield Machine(namespace, outside, name_server)
 
 
 def test_second_run_passes(machine: Machine, tmp_path: Path) -> None:
@@ -111,6 +122,25 @@ def test_second_run_passes(machine: Machine, tmp_path: Path) -> None:
     other = f"curl -sS -o /dev/null --max-time 10 http://three.example.com:{PORT}/"
     denied = machine.exec("--policy", str(policy), "--fail-on-deny", "--", "sh", "-c", other)
     assert 77 == denied.returncode
+
+
+def test_nothing_found(machine: Machine, tmp_path: Path) -> None:
+    """Nor is a lookup a denial that found nothing; what apt makes of a name never is one."""
+    policy = tmp_path / "policy.toml"
+    command = ("--", "sh", "-c", APT, str(tmp_path))
+    first = machine.exec("--learn", str(policy), *command)
+    assert (0, f"sidecar exec: learned 2 rules into {policy}\n") == (first.returncode, first.stderr)
+    services = "_http._tcp.one.example.com"
+    assert services in {name for name, *_ in machine.name_server.asked}
+    learned = [each.text for each in load_file(str(policy)).policy.allow]
+    assert ["gone.example.com:53", "one.example.com:80"] == learned
+    machine.name_server.asked.clear()
+    second = machine.exec("--policy", str(policy), "--fail-on-deny", *command)
+    assert (0, "") == (second.returncode, second.stderr)
+    assert services not in {name for name, *_ in machine.name_server.asked}
+    by_hand = ("--default", "deny", "--allow", "one.example.com:80", "--fail-on-deny")
+    third = machine.exec(*by_hand, "--allow", "gone.example.com:53", *command)
+    assert (0, "") == (third.returncode, third.stderr)
 
 
 def test_again(machine: Machine, tmp_path: Path) -> None:

@@ -106,10 +106,13 @@ class TestLookups:
             lookup("WWW.Example.ORG", addresses=(ADDRESS,)),
             lookup(kind="TXT"),
             lookup("1.9.9.9.in-addr.arpa", kind="PTR"),
+            lookup("gone.example", rcode="NXDOMAIN"),
+            lookup("gone.example", rcode="SERVFAIL"),
+            lookup(kind="AAAA"),
         ],
     )
     def test_gathered(self, asked: Lookup) -> None:
-        """What was answered is remembered, whatever it was."""
+        """What was asked for is remembered, whatever came of it."""
         found = gatherer()
         found.lookup_ended(asked)
         (seen,) = found.seen
@@ -122,22 +125,27 @@ class TestLookups:
     @pytest.mark.parametrize(
         "asked",
         [
-            lookup(rcode="NXDOMAIN"),
-            lookup(rcode="SERVFAIL"),
-            lookup(kind="AAAA"),
             lookup(r"my\032printer._ipp._tcp.local", kind="TXT"),
             lookup("127.0.0.1", kind="TXT"),
-            lookup("localhost", kind="TXT"),
-            lookup("a.localhost", kind="TXT"),
-            lookup("1.0.0.127.in-addr.arpa", kind="PTR"),
+            lookup("localhost", kind="TXT", forwarded=False),
         ],
         ids=lambda asked: f"{asked.name} {asked.type} {asked.rcode}",
     )
     def test_left_out(self, asked: Lookup) -> None:
-        """What has no answer needs no rule, nor does what is answered in any case."""
+        """What no rule can be for has none, nor has what is answered in any case."""
         found = gatherer()
         found.lookup_ended(asked)
         assert [] == found.seen
+
+    def test_found(self) -> None:
+        """Once something was found for a name, it is there; what it was made of is kept."""
+        found = gatherer()
+        found.lookup_ended(lookup(kind="AAAA", made_of=("www.example",)))
+        (seen,) = found.seen
+        assert (False, ("www.example",)) == (seen.found, seen.made_of)
+        found.lookup_ended(lookup(addresses=(ADDRESS,)))
+        found.lookup_ended(lookup(rcode="NXDOMAIN"))
+        assert (True, 3) == (seen.found, seen.times)
 
 
 class TestBounds:

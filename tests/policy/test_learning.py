@@ -28,6 +28,7 @@ def seen(host: str | None, port: int | None, *addresses: str, **facts: Any) -> S
             "port": port,
             "addresses": dict.fromkeys(addresses),
             "raw": False,
+            "found": port is None,
             "times": 1,
             "first": THEN,
             **facts,
@@ -256,6 +257,7 @@ class TestComments:
                 f"1 connection by a?[b]??{'x' * 25}, 2026-10-01 14:03 UTC",
             ),
             ({"port": None}, "only looked up, not connected to"),
+            ({"port": None, "found": False}, "only looked up, found nothing"),
         ],
     )
     def test_allow(self, facts: dict[str, Any], expected: str) -> None:
@@ -288,9 +290,23 @@ def _possible(fact: Seen) -> Seen:
     return fact
 
 
+def _gathered(fact: Seen) -> Seen:
+    """Nothing that was found is no address, and no name is made of itself."""
+    if not fact.found:
+        fact.addresses.clear()
+    fact.made_of = tuple(each for each in fact.made_of if each != fact.host)
+    return fact
+
+
 _lookups = st.builds(
-    seen, st.sampled_from(HOSTS), st.none(), st.sampled_from(ADDRESSES), owned=st.just(True)
-)
+    seen,
+    st.sampled_from(HOSTS),
+    st.none(),
+    st.sampled_from(ADDRESSES),
+    owned=st.just(True),
+    found=st.booleans(),
+    made_of=st.lists(st.sampled_from(HOSTS), max_size=2).map(tuple),
+).map(_gathered)
 
 
 def allows(judge: Policy, fact: Seen, address: str) -> bool:
@@ -318,7 +334,8 @@ class TestAnything:
         after = taught(NOTHING, learn([*facts, *lookups], NOTHING))
         reach = Reach(after)
         for fact in lookups:
-            assert reach.name(fact.host or "").outcome is not Outcome.DENY
+            names = [fact.host or "", *(() if fact.found else fact.made_of)]
+            assert any(reach.name(name).outcome is not Outcome.DENY for name in names)
             for address in fact.addresses:
                 assert Outcome.ALLOW is reach.address(address, fact.host).outcome
 
