@@ -58,6 +58,7 @@ class Sandbox:
         ended: Fires with None once nobody is left inside.
         outlived: Whether processes outlived the command and were ended.
         left: Whether some of them could not be.
+        touched: Whether it was ended because somebody was about to write to a guarded file.
         interrupted: The signal by which somebody wanted us to end since then; None for none.
     """
 
@@ -73,6 +74,7 @@ class Sandbox:
         self.status: int | None = None
         self.outlived = False
         self.left = False
+        self.touched = False
         self.interrupted: int | None = None
         self._running = True
         self.ended: Deferred[None] = Deferred()
@@ -129,6 +131,8 @@ class Sandbox:
             self.outlived = True
         elif word is Word.LEFT_OTHERS:
             self.left = True
+        elif word is Word.GUARD:
+            self.touched = True
         elif word is Word.ERROR:
             self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
 

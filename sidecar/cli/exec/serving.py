@@ -30,6 +30,7 @@ from sidecar.protocols.judge import Judge
 from sidecar.protocols.tcp import TransparentRelayFactory
 from sidecar.runtime import Runtime
 from sidecar.sandbox.draining import drained
+from sidecar.sandbox.guarding import Guard
 from sidecar.sandbox.outside import Sandbox
 from sidecar.sandbox.serving import serve_inside
 
@@ -193,6 +194,8 @@ class _Session:
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
         seal(kept())
+        guard = Guard(self._started.channel)
+        self._tell_of_bare(guard.hold())
         self._started.go()
         try:
             await sandbox.ended
@@ -220,7 +223,8 @@ class _Session:
             await self._view.stop()
             if log is not None:
                 await log.stop()
-        self.status = self._status(sandbox)
+        self.status = self._status(sandbox, guard)
+        guard.close()
 
     def _bridge(self, runtime: Runtime, bridges: Bridges) -> Bridging:
         from sidecar.sandbox.bridging import Bridging
@@ -230,7 +234,17 @@ class _Session:
         sockets = SocketsInside(started.channel, started.init, self._listeners.tcp)
         return Bridging(runtime, bridges, self._listeners, sockets)
 
-    def _status(self, sandbox: Sandbox) -> int:
+    def _tell_of_bare(self, paths: Sequence[str]) -> None:
+        """Say what the command could run outside by writing to it."""
+        if not paths:
+            return
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        self._say(
+            f"the command can write to {paths[0]}{more}, which sidecar runs from, and nobody can"
+            " guard that; install sidecar where it can't (docs/security.md)"
+        )
+
+    def _status(self, sandbox: Sandbox, guard: Guard) -> int:
         if self._plan.verbosity > 0:
             for each in self._started.missing:
                 self._say(each)
@@ -238,6 +252,10 @@ class _Session:
                 self._say("processes that outlived the command were ended")
         if sandbox.left:
             self._say("processes that outlived the command could not be ended")
+        if sandbox.touched:
+            path = next(iter(guard.broken()), "a file")
+            self._say(f"{path} was opened for writing, and sidecar runs from it: all was ended")
+            return _OWN_FAILURE
         if sandbox.interrupted is not None:
             return _BY_SIGNAL + sandbox.interrupted
         if sandbox.status is None:
