@@ -10,6 +10,7 @@ from twisted.internet import defer
 from twisted.internet import reactor as installed_reactor
 from twisted.logger import Logger
 
+from sidecar.cli.exec.plan import DEFAULT, NOT_BY_NAME
 from sidecar.cli.exec.reporting import report_errors
 from sidecar.cli.exec.sealing import Kept, seal
 from sidecar.cli.viewing import make_view
@@ -24,7 +25,6 @@ from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
 from sidecar.observe.requests import ByConnection
 from sidecar.observe.several import Observers
-from sidecar.policy import NOT_BY_NAME, AddressClass, Default
 from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.tcp import TransparentRelayFactory
@@ -56,8 +56,6 @@ _BY_SIGNAL = 128
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
 _BRIEF = 0.08
-# The host's loopback is another than that inside, and no name's to open.
-_NOT_BY_NAME = NOT_BY_NAME | {AddressClass.LOOPBACK}
 # What is imported later, if at all: tables, what reads HTTP, and what these need.
 _LATE = (
     "calendar",
@@ -169,7 +167,7 @@ class _Session:
             lambda: setattr(judge, "policy", judge.policy.with_own(addresses.current)),
         )
         judge = Judge(
-            config.policy.build(Default.PUBLIC, addresses.current, _NOT_BY_NAME),
+            config.policy.build(DEFAULT, addresses.current, NOT_BY_NAME),
             ServedFirst(served, self._verifier(runtime, resolver)),
             silence=config.limits.silence,
             patience=config.limits.patience,
