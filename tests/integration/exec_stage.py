@@ -66,13 +66,15 @@ class Done:
         status: The exit status.
         output: What was printed.
         errors: What was complained about.
-        log: The access log's lines.
+        log: The access log's lines, but for DNS questions.
+        lookups: Those of DNS questions.
     """
 
     status: int
     output: str
     errors: str
     log: list[dict[str, Any]]
+    lookups: list[dict[str, Any]]
 
 
 @dataclass
@@ -128,8 +130,11 @@ class Stage:
             timeout=timeout,
             env=self._environment(),
         )
-        lines = log.read_text().splitlines() if log.exists() else []
-        return Done(done.returncode, done.stdout, done.stderr, [json.loads(each) for each in lines])
+        text = log.read_text().splitlines() if log.exists() else []
+        lines = [json.loads(each) for each in text]
+        flows = [each for each in lines if each["listener"] != "dns"]
+        lookups = [each for each in lines if each["listener"] == "dns"]
+        return Done(done.returncode, done.stdout, done.stderr, flows, lookups)
 
     def start(
         self, *command: str, options: Sequence[str] | None = None, **popen: Any

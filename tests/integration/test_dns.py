@@ -70,7 +70,12 @@ class Machine:
         )
 
     def log(self, *words: str, check: bool = True) -> list[dict[str, object]]:
-        """Run `sidecar exec --log FILE WORDS`, and read the log."""
+        """Run `sidecar exec --log FILE WORDS`; what the log has, but for DNS questions."""
+        lines = self.whole_log(*words, check=check)
+        return [each for each in lines if each["listener"] != "dns"]
+
+    def whole_log(self, *words: str, check: bool = True) -> list[dict[str, object]]:
+        """Likewise; all that the log has."""
         path = self.directory / "log"
         path.unlink(missing_ok=True)
         self.exec("--log", str(path), *words, check=check)
@@ -229,6 +234,22 @@ class TestLibc:
         # EAI_NONAME; EAI_AGAIN would be that nobody answered.
         assert "-2\n" == done.stdout
         assert [] == machine.names.asked
+
+
+class TestLog:
+    def test_questions(self, machine: Machine) -> None:
+        """Names that left, and those that were not let, are in the log."""
+        words = ("--default", "deny", "--allow", "www.example.com")
+        script = (
+            "for each in www.example.com evil.example localhost; do getent ahostsv4 $each; done"
+        )
+        lines = machine.whole_log(*words, "--", "sh", "-c", script, check=False)
+        found = {(each["name"], each["type"], each["verdict"], each["rcode"]) for each in lines}
+        assert {
+            ("www.example.com", "A", "allow", "NOERROR"),
+            ("evil.example", "A", "deny", "NXDOMAIN"),
+        } == found
+        assert [HERE] in [each["addresses"] for each in lines]
 
 
 class TestNamedByDns:

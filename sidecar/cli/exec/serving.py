@@ -153,7 +153,7 @@ class _Session:
         served = Served(reactor)
         served.add_permanent(hosts_file())
         observers: list[IFlowObserver] = [] if log is None else [log]
-        asking: list[IDNSObserver] = [self._view]
+        asking: list[IDNSObserver] = [self._view] if log is None else [self._view, log]
         if plan.learning is not None:
             gatherer = plan.learning.gatherer(served.owns, lambda: judge.policy)
             observers.append(ByConnection(gatherer))
