@@ -209,6 +209,7 @@ class TestRelayed:
 class TestRefused:
     def test_http(self, stage: Stage, pair: Pair, port: int) -> None:
         """By default only what is public may be reached; an HTTP client is told so."""
+        stage.patiently = True
         server = pair.far.at("ipv4", port)
         with Origin(pair.far.namespace, server, http_page) as origin:
             done = stage.run(

@@ -86,7 +86,7 @@ class TestExec:
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
             directory.chmod(0o777)
-            yield Stage(host, directory, "nobody", options=[])
+            yield Stage(host, directory, "nobody", options=[], patiently=True)
 
     @FAMILIES
     def test_denied(
