@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -409,10 +410,16 @@ class TestUnderWay:
     def test_signal(self, stage: Stage, pair: Pair, port: int) -> None:
         """Who doesn't want to wait for a slow server may say so."""
 
+        over = threading.Event()
+
         def dawdle(connection: socket.socket) -> None:
+            # The last, which the kernel's buffers hold by then, takes many seconds.
+            left = 26_000_000
             with suppress(ConnectionResetError):
-                while connection.recv(65536):
-                    time.sleep(0.02)
+                while part := connection.recv(65536):
+                    left -= len(part)
+                    if left < 0:
+                        over.wait(0.1)
 
         server = pair.far.at("ipv4", port)
         with Origin(pair.far.namespace, server, dawdle):
@@ -428,6 +435,7 @@ class TestUnderWay:
             wait_for(lambda: inside(proxy(process)) == [])
             process.terminate()
             assert 128 + signal.SIGTERM == process.wait(DEADLINE)
+            over.set()
 
 
 @needs_root
