@@ -409,7 +409,6 @@ class TestUnderWay:
 
     def test_signal(self, stage: Stage, pair: Pair, port: int) -> None:
         """Who doesn't want to wait for a slow server may say so."""
-
         over = threading.Event()
 
         def dawdle(connection: socket.socket) -> None:
