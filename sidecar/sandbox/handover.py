@@ -31,14 +31,14 @@ import socket
 import struct
 from contextlib import ExitStack, suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sidecar.errors import NamespaceError
 from sidecar.linux.sockopt import TCP_CLOSE, tcp_state
 from sidecar.sandbox.addresses import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "GUARDED_AT_ONCE",
@@ -57,6 +57,8 @@ __all__ = [
 
 GUARDED_AT_ONCE = 250
 """Descriptors in one message; the kernel takes no more than 253 (SCM_MAX_FD)."""
+
+_T = TypeVar("_T")
 
 # asm-generic/socket.h
 _SO_COOKIE = 57
@@ -190,12 +192,9 @@ class Channel:
         """
         item = array.array("i").itemsize
         room = socket.CMSG_SPACE(descriptors_max * item) + socket.CMSG_SPACE(_CREDENTIALS.size)
-        try:
-            received, ancillary, flags, _ = self.sock.recvmsg(
-                _MESSAGE_OCTETS, room, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:
-            received, ancillary, flags = b"", [], 0
+        received, ancillary, flags, _ = self._despite_reset(
+            lambda: self.sock.recvmsg(_MESSAGE_OCTETS, room, socket.MSG_CMSG_CLOEXEC)
+        )
         descriptors = array.array("i")
         sender = 0
         for level, kind, data in ancillary:
@@ -220,11 +219,20 @@ class Channel:
         Raises:
             BlockingIOError: There is none, on a non-blocking socket.
         """
-        try:
-            received = self.sock.recv(_MESSAGE_OCTETS)
-        except ConnectionResetError:
-            return None
+        received = self._despite_reset(lambda: self.sock.recv(_MESSAGE_OCTETS))
         return (Word(received[:1]), received[1:]) if received else None
+
+    @staticmethod
+    def _despite_reset(receive: Callable[[], _T]) -> _T:
+        """Receive what the other side said before it closed with something of ours unread.
+
+        That is an error, told once and before what is there to be received (unix(7):
+        ECONNRESET).
+        """
+        try:
+            return receive()
+        except ConnectionResetError:
+            return receive()
 
 
 def send_listeners(channel: Channel, listeners: Listeners) -> None:

@@ -19,6 +19,7 @@ import sidecar
 from sidecar.addresses import SocketAddress
 
 if TYPE_CHECKING:
+    import socket
     import subprocess
     from collections.abc import Iterator
 
@@ -110,17 +111,18 @@ def greeting(machine: Machine, *addresses: str, port: int) -> Iterator[None]:
         for address in addresses:
             listener = stack.enter_context(machine.namespace.listen(SocketAddress(address, port)))
 
-            def serve() -> None:
-                try:
-                    connection, _ = listener.accept()  # noqa: B023 - started at once
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"220 hello\r\n")
-                    connection.recv(1)
-
-            Thread(target=serve, daemon=True).start()
+            Thread(target=_greet, args=(listener,), daemon=True).start()
         yield
+
+
+def _greet(listener: socket.socket) -> None:
+    try:
+        connection, _ = listener.accept()
+    except OSError:
+        return
+    with connection:
+        connection.sendall(b"220 hello\r\n")
+        connection.recv(1)
 
 
 GREETED = """
