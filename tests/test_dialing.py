@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from privileges import without_capabilities
+from support import fill_queue
 from turning import Turning, turning
 from twisted.internet.task import Clock
 
@@ -113,11 +114,7 @@ def silent(turning: Turning) -> Iterator[SocketAddress]:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
+        fill_queue(stack, listener)
         yield address_of(listener)
 
 

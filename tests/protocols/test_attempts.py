@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from support import fill_queue
 from turning import Turning, turning
 from twisted.internet.task import Clock
 
@@ -92,11 +93,7 @@ def silent(stack: ExitStack, host: str) -> SocketAddress:
     """Where nobody answers: a listener whose queue is full drops what comes."""
     listener = stack.enter_context(socket.socket())
     listener.bind((host, 0))
-    listener.listen(0)
-    for _ in range(2):
-        waiting = stack.enter_context(socket.socket())
-        waiting.setblocking(False)
-        waiting.connect_ex(listener.getsockname())
+    fill_queue(stack, listener)
     return SocketAddress.from_kernel(listener.getsockname())
 
 
