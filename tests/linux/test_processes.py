@@ -230,9 +230,10 @@ class TestBounds:
         for _ in range(20):
             client = stack.enter_context(socket.create_connection(listener.getsockname()))
             addresses = ends(client)
-            began = time.perf_counter()
+            # Of this thread: others may have the processor at any time.
+            began = time.thread_time()
             if finder.find(*addresses) is not None:
-                best = min(best, time.perf_counter() - began)
+                best = min(best, time.thread_time() - began)
         assert best < 0.002
 
 
