@@ -13,6 +13,7 @@ from support import PATIENCE, open_descriptors
 from twisted.internet import reactor
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.tcp import Connection
 from twisted.logger import LogLevel, globalLogPublisher
 from zope.interface import implementer
 
@@ -107,6 +108,19 @@ class Turning:
         """Turn until nothing more is to be done at once."""
         for _ in range(20):
             self.turn()
+
+    def until_disconnected(self) -> None:
+        """Turn until Twisted's own connections are gone; the news of an end may take a moment."""
+        reactor = self._reactor
+        self.until(
+            lambda: (
+                not any(
+                    isinstance(each, Connection)
+                    for each in (*reactor.getReaders(), *reactor.getWriters())
+                )
+            )
+        )
+        self.settle()
 
     def close(self) -> None:
         """Let go of the reactor, and see that nobody else holds on to it."""

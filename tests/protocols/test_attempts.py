@@ -97,6 +97,7 @@ def silent(stack: ExitStack, host: str) -> SocketAddress:
     return SocketAddress.from_kernel(listener.getsockname())
 
 
+@pytest.mark.usefixtures("at_once")
 def test_first(stack: ExitStack, runtime: Runtime) -> None:
     """Where the first answers, the others are not dialled."""
     addresses = answering(stack, "127.0.0.2"), answering(stack, "127.0.0.3")
@@ -105,7 +106,7 @@ def test_first(stack: ExitStack, runtime: Runtime) -> None:
     assert [(socket.socket, addresses[0])] == outcome.all
 
 
-def test_next(stack: ExitStack, clock: ByHand, runtime: Runtime) -> None:
+def test_next(stack: ExitStack, turning: Turning, clock: ByHand, runtime: Runtime) -> None:
     """Whoever refuses or is silent is followed by the next; who answers is told."""
     addresses = (
         *(refusing(stack, "127.0.0.2"), silent(stack, "127.0.0.3")),
@@ -113,13 +114,16 @@ def test_next(stack: ExitStack, clock: ByHand, runtime: Runtime) -> None:
     )
     outcome = Outcome()
     assert isinstance(reach(runtime, addresses, None, outcome), Attempts)
+    turning.until(lambda: [each._address for each in runtime.dialer._waiting] == [addresses[1]])
     # A third of the time is the silent one's: two wait behind it.
     clock.advance(TIMEOUT / 3 - 1)
     assert [] == outcome.all
     clock.advance(1)
+    turning.until(lambda: outcome.all)
     assert [(socket.socket, addresses[-1])] == outcome.all
 
 
+@pytest.mark.usefixtures("at_once")
 def test_none(stack: ExitStack, runtime: Runtime) -> None:
     """Where nobody answers, the last error counts."""
     addresses = refusing(stack, "127.0.0.2"), refusing(stack, "127.0.0.3")

@@ -164,7 +164,7 @@ class Stage:
         self.turning.settle()
         if self.client.transport is not None:
             self.client.stream.abortConnection()
-        self.turning.settle()
+        self.turning.until_disconnected()
 
 
 @pytest.fixture
