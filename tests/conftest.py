@@ -23,9 +23,11 @@ sys.path.append(str(Path(__file__).parent.parent))
 # fast: in tox and by default. deep: HYPOTHESIS_PROFILE=deep, by hand, for hours.
 # Deadlines are off: other work on a small machine would trip them.
 # So is the check that examples are made fast: a second for ten, by the clock on the wall.
-_SLOWLY = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
-hypothesis.settings.register_profile("fast", max_examples=50, **_SLOWLY)
-hypothesis.settings.register_profile("deep", max_examples=20_000, **_SLOWLY)
+_FAST = hypothesis.settings(
+    max_examples=50, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("fast", _FAST)
+hypothesis.settings.register_profile("deep", _FAST, max_examples=20_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 _CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
@@ -46,12 +48,11 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from support import arrived
 
     from sidecar import dialing
-
-    look = dialing.tcp_state
+    from sidecar.linux.sockopt import tcp_state
 
     def wait_and_look(sock: socket.socket) -> int:
         arrived(sock, select.POLLOUT)
-        return look(sock)
+        return tcp_state(sock)
 
     monkeypatch.setattr(dialing, "tcp_state", wait_and_look)
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 from support import fill_queue
-from turning import Turning, turning
-from twisted.internet.task import Clock
+from turning import ByHand, Turning, turning
 
 from sidecar.addresses import SocketAddress
 from sidecar.config import Limits
@@ -31,17 +30,6 @@ TIMEOUT = 12.0
 def _turning() -> Iterator[Turning]:
     with turning() as made:
         yield made
-
-
-class ByHand(Clock):
-    """The reactor, but for the time."""
-
-    def __init__(self, reactor: IRelayReactor) -> None:
-        super().__init__()
-        self._reactor = reactor
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._reactor, name)
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from relay.transcripts import Peer
 from support import queued, wait_for
-from turning import Turning, turning
+from turning import ByHand, Turning, turning
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -36,6 +36,7 @@ from sidecar.upstream_proxy import UpstreamProxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sidecar.interfaces import IRelayReactor
     from sidecar.protocols.through import Reaching
 
 AUTHORITY = parse_authority("h.example:443")
@@ -92,7 +93,7 @@ class Stage:
 
     def accept(self) -> Peer:
         """The proxy's end of the connection."""
-        self.turning.until(lambda: queued(self.listener))
+        self.turning.until(lambda: queued(self.listener), self.listener)
         sock = self._stack.enter_context(self.listener.accept()[0])
         sock.setblocking(False)
         return Peer(self.turning, sock, 1)
@@ -312,12 +313,15 @@ class TestFailed:
 
     def test_silent(self, turning: Turning) -> None:
         """A proxy that doesn't answer in time is given up."""
-        runtime = Runtime.make(turning.reactor, mark=None, limits=Limits(connect_timeout=0.05))
+        clock = ByHand(turning.reactor)
+        reactor = cast("IRelayReactor", clock)
+        runtime = Runtime.make(reactor, mark=None, limits=Limits(connect_timeout=5.0))
         stage = Stage(turning, runtime)
         stage.through()
         proxy = stage.asked()
+        clock.advance(5.0)
         assert isinstance(stage.error, TunnelTimeout)
-        assert "within 0.05 s" in str(stage.error)
+        assert "within 5 s" in str(stage.error)
         assert b"" == proxy.read_to_end()[len(REQUEST) :]
         stage.close()
         runtime.close()
