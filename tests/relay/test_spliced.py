@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 KIBIBYTE = 1 << 10
 MEBIBYTE = 1 << 20
+# Bytes of SO_RCVBUF, doubled (tcp(7)): takes what these tests send, whatever tcp_rmem is.
+WIDE_BUFFER = 1 << 17
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ class TestSwitching:
             scene.client.send(first)
             scene.client.wait_until_acknowledged()
 
-        scene = begin(before=early)
+        scene = begin(buffers=WIDE_BUFFER, before=early)
         scene.server.read(first)
         scene.client.send(10)
         scene.server.read(10)
@@ -136,7 +138,7 @@ class TestSwitching:
             scene.client.wait_until_acknowledged()
             getattr(scene.client, how)()
 
-        scene = begin(before=early)
+        scene = begin(buffers=WIDE_BUFFER, before=early)
         if how == "half_close":
             assert scene.client.written == scene.server.read_to_end()
         else:
@@ -351,7 +353,7 @@ class TestBugs:
 
         other = begin()
         monkeypatch.setattr(pipes, "acquire", buggy)
-        scene = begin(before=bulk)
+        scene = begin(buffers=WIDE_BUFFER, before=bulk)
         assert FlowEnd.PROTOCOL_ERROR is scene.end
         assert "bug in a connection's handler" in scene.turning.failures.pop()
         scene.server.read_to_reset()
@@ -365,7 +367,7 @@ class TestBugs:
             raise OSError(errno.EIO, "no")
 
         monkeypatch.setattr("os.splice", splice)
-        scene = begin(before=bulk)
+        scene = begin(buffers=WIDE_BUFFER, before=bulk)
         assert FlowEnd.CLIENT_RESET is scene.end
 
 
