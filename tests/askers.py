@@ -110,6 +110,7 @@ class Stage:
         rules: The policy.
         servers: Whom it asks.
         search: The domains that programs append to names.
+        send_buffer: Bytes of a stream's; None for what the kernel thinks.
     """
 
     turning: Turning
@@ -118,6 +119,7 @@ class Stage:
     udp: list[socket.socket] = field(default_factory=list)
     tcp: list[socket.socket] = field(default_factory=list)
     search: list[str] = field(default_factory=list)
+    send_buffer: int | None = None
 
     def __enter__(self) -> Self:
         self.seen = Seen()
@@ -132,6 +134,8 @@ class Stage:
             self.udp, self.tcp = [udp], [tcp]
         self.udp_at = self.udp[0].getsockname()
         self.tcp_at = self.tcp[0].getsockname()
+        if self.send_buffer is not None:
+            self.tcp[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
         self.running: RunningDNS = start_dns(
             self.runtime,
             lambda: self.rules,
@@ -152,6 +156,10 @@ class Stage:
         self.turning.result(stopped)
         self.turning.settle()
         self.runtime.close()
+
+    def be_patient(self) -> None:
+        """Have it wait for each server longer than a test does: what comes, comes without."""
+        self.running._forwarder._deadline = 3600.0
 
     def send(self, data: bytes) -> bytes:
         """Send a datagram and take one back."""

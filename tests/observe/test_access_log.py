@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observe.stopping import stop_writing
 from support import open_descriptors, wait_for
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -77,13 +78,7 @@ class Log:
 
     def stop(self) -> None:
         """Stop the log."""
-        stopped = self.log.stop()
-
-        def fired() -> bool:
-            self.clock.advance(0.01)
-            return stopped.called
-
-        wait_for(fired)
+        stop_writing(self.log._writer, self.log.stop, self.clock)
 
 
 @pytest.fixture
