@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import parse_authority, parse_ip
+from sidecar.cli.streams import complain
 from sidecar.config import COMMAND_LINE, Verify, load, load_file
 from sidecar.errors import AddressError, ConfigError
 from sidecar.policy import Choice, Decision, Default, Outcome, Reason
@@ -88,7 +88,7 @@ def _check(path: str) -> int:
 
 def _report_errors(errors: list[ConfigError]) -> None:
     for error in errors:
-        print(_plain(f"error: {error}"), file=sys.stderr)
+        complain(_plain(f"error: {error}"))
 
 
 def _count(number: int, what: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from contextlib import suppress
 from typing import NoReturn
 
 from sidecar.linux.syscalls import close_all_but
@@ -78,5 +79,8 @@ def _find(name: str) -> str:
 def _report(name: str, error: OSError) -> int:
     found = error.errno not in {errno.ENOENT, errno.ENOTDIR}
     problem = error.strerror if found or "/" in name else "command not found"
-    os.write(2, f"sidecar exec: {name}: {problem}\n".encode(errors="backslashreplace"))
+    # A full disk, or a reader that has gone, is no reason for another exit status.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    with suppress(OSError):
+        os.write(2, f"sidecar exec: {name}: {problem}\n".encode(errors="backslashreplace"))
     return CANNOT_EXECUTE if found else NOT_FOUND

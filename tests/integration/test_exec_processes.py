@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +131,35 @@ class TestStatus:
         """So is having nothing to run."""
         done = pair.near.namespace.run(sidecar("exec", "--"), check=False)
         assert (125, True) == (done.returncode, "no command is given" in done.stderr)
+
+    @pytest.mark.parametrize(
+        ("status", "options", "command"),
+        [
+            (3, [], ["sh", "-c", "exit 3"]),
+            (77, ["--default", "deny", "--fail-on-deny"], ["curl", "-s", "http://192.0.2.9/"]),
+            (126, [], ["/etc/passwd"]),
+            (127, [], ["no-such-program"]),
+        ],
+    )
+    @pytest.mark.parametrize("what", ["full", "closed", "nobody reads"])
+    def test_nobody_is_told(
+        self, stage: Stage, what: str, status: int, options: list[str], command: list[str]
+    ) -> None:
+        """A full disk, or a reader that has gone, is no reason for another status."""
+        learned = str(stage.directory / "learned.toml")
+        words = stage.command(*options, "--learn", learned, "--", *command)
+        if what == "closed":
+            words = ["sh", "-c", '"$@" 2>&-', "sh", *words]
+        with ExitStack() as stack:
+            if what == "nobody reads":
+                reading, errors = os.pipe()
+                os.close(reading)
+            else:
+                errors = os.open("/dev/full", os.O_WRONLY)
+            stack.callback(os.close, errors)
+            stack.enter_context(stage.namespace.entered())
+            done = subprocess.run(words, check=False, stderr=errors, env=stage._environment())
+        assert status == done.returncode
 
     def test_command_with_dashes(self, stage: Stage) -> None:
         """Words after the command's name are the command's, whatever they look like."""

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.cli import viewing
+from sidecar.cli.streams import complain
 from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -114,15 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, command)
     except SidecarError as error:
-        print(f"sidecar exec: {error}", file=sys.stderr)
+        complain(f"sidecar exec: {error}")
         return OWN_FAILURE
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     from sidecar.cli.exec.logs import open_log
-    from sidecar.sandbox.starting import Interrupted, open_missing, start
+    from sidecar.sandbox.starting import Interrupted, start
 
-    open_missing()
     log = None if arguments.log is None else open_log(arguments.log)
     viewing.check(arguments)
     bridges = _bridges(arguments)
@@ -160,7 +159,7 @@ def _serve(started: Started, plan: Plan) -> int:
     status = serve(started, plan)
     if plan.learning is not None:
         for line in plan.learning.finish(status):
-            print(f"sidecar exec: {line}", file=sys.stderr)
+            complain(f"sidecar exec: {line}")
     return status
 
 
@@ -173,8 +172,5 @@ def _let_go_of_input() -> None:
 
 
 def _usage_error(message: str) -> NoReturn:
-    print(
-        f"sidecar exec: {message} (usage: sidecar exec [OPTION]... -- CMD...; see --help)",
-        file=sys.stderr,
-    )
+    complain(f"sidecar exec: {message} (usage: sidecar exec [OPTION]... -- CMD...; see --help)")
     raise SystemExit(OWN_FAILURE)

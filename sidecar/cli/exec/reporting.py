@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, cast
 
 from twisted.logger import (
@@ -12,6 +11,8 @@ from twisted.logger import (
     formatEvent,
     globalLogBeginner,
 )
+
+from sidecar.cli.streams import complain
 
 if TYPE_CHECKING:
     from twisted.logger import ILogObserver, LogEvent
@@ -36,4 +37,4 @@ def _print(event: LogEvent) -> None:
     failure = event.get("log_failure")
     if failure is not None:
         text = f"{text}: {failure.getTraceback()}"
-    print(f"sidecar exec: {text}", file=sys.stderr)
+    complain(f"sidecar exec: {text}")

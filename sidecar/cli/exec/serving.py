@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer
@@ -12,6 +11,7 @@ from twisted.logger import Logger
 
 from sidecar.cli.exec.reporting import report_errors
 from sidecar.cli.exec.sealing import Kept, seal
+from sidecar.cli.streams import complain
 from sidecar.cli.viewing import make_view
 from sidecar.config import Verify
 from sidecar.dns.service import start_dns
@@ -249,7 +249,7 @@ class _Session:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(f"sidecar exec: {text}", file=sys.stderr)
+        complain(f"sidecar exec: {text}")
 
     def _observer(self, more: Sequence[IFlowObserver]) -> IFlowObserver:
         plugged_in = _plugged_in(self._plan.config.observers)
