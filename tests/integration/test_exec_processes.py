@@ -582,7 +582,7 @@ class TestLess:
 
     def test_seccomp(self, pair: Pair) -> None:
         """A container's filter is named, with what the container needs."""
-        filtered = Path(__file__).parent.parent / "linux/test_namespaces.py"
+        filtered = Path(__file__).parent.parent / "sandbox/test_users.py"
         program: dict[str, str] = {}
         text = filtered.read_text()
         start = text.index('FILTERED = """') + len('FILTERED = """')
