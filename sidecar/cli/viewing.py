@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is shown, on standard error")
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument(
-        "-q", "--quiet", action="store_true", help="no line a connection; the summary only"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="no line a connection; warnings and the summary only",
     )
     loudness.add_argument(
         "-v",

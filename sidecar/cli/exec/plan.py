@@ -25,7 +25,6 @@ class Plan:
         config: The policy, its limits, observers and steps.
         log: A descriptor for the access log; None for none.
         fail_on_deny: Whether a denial decides the exit status.
-        verbosity: -1 for quiet, 0, or 1 for verbose.
         command: What is run.
         learning: What `--learn` needs; None without it.
         bridges: Ports that lead out of the sandbox or into it, listened on where that is
@@ -36,7 +35,6 @@ class Plan:
     config: Config
     log: int | None
     fail_on_deny: bool
-    verbosity: int
     command: list[str]
     learning: Learning | None
     bridges: Bridges | None
@@ -74,7 +72,6 @@ class Plan:
             config=config,
             log=log,
             fail_on_deny=arguments.fail_on_deny,
-            verbosity=int(arguments.verbose) - int(arguments.quiet),
             command=arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd,
             learning=_learning(arguments),
             bridges=bridges,

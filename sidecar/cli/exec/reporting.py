@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["report_errors"]
 
 
-def report_errors(verbosity: int) -> None:
-    """Have Twisted's log on standard error: a line for each error and warning, nothing else.
-
-    Args:
-        verbosity: -1 for errors alone.
-    """
-    level = LogLevel.error if verbosity < 0 else LogLevel.warn
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+def report_errors() -> None:
+    """Have Twisted's log on standard error: a line for each error and warning, nothing else."""
+    predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     observer = FilteringLogObserver(cast("ILogObserver", _print), [predicate])
     globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
 

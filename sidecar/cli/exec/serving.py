@@ -87,7 +87,7 @@ def serve(started: Started, plan: Plan) -> int:
         The exit status.
     """
     reactor = cast("IRelayReactor", installed_reactor)
-    report_errors(plan.verbosity)
+    report_errors()
     session = _Session(reactor, started, plan)
     reactor.callWhenRunning(session.start)
     # Signals are the sandbox's affair.
@@ -231,7 +231,7 @@ class _Session:
         return Bridging(runtime, bridges, self._listeners, sockets)
 
     def _status(self, sandbox: Sandbox) -> int:
-        if self._plan.verbosity > 0:
+        if self._plan.view.verbose:
             for each in self._started.missing:
                 self._say(each)
             if sandbox.outlived:
