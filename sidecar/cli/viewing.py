@@ -72,11 +72,15 @@ def check(arguments: argparse.Namespace) -> None:
         arguments: With the options of `add_arguments`; gets the descriptor.
 
     Raises:
-        SummaryError: It can't be.
+        SummaryError: It can't be, or nothing is to be written.
     """
     path = arguments.summary_file
     if path is None:
         return
+    if arguments.summary == "none":
+        raise SummaryError(path, "with --summary none there is nothing to write")
+    if path == "-":
+        raise SummaryError(path, "standard output is the command's; a file of that name is ./-")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
     try:
         arguments.summary_descriptor = os.open(path, flags, 0o666)

@@ -86,6 +86,9 @@ def test_check(tmp_path: Path) -> None:
     assert "" == (tmp_path / "new").read_text(encoding="utf-8")
     with pytest.raises(SummaryError, match="No such file or directory"):
         viewing.check(parse("--summary-file", str(tmp_path / "no" / "file")))
+    with pytest.raises(SummaryError, match="there is nothing to write"):
+        viewing.check(parse("--summary-file", str(tmp_path / "none"), "--summary", "none"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_light() -> None:

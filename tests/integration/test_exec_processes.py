@@ -87,6 +87,11 @@ class TestStatus:
             done.errors,
         )
 
+    def test_empty(self, stage: Stage) -> None:
+        """So is a name that is empty, as an unset variable makes it."""
+        done = stage.run("")
+        assert (127, "sidecar exec: '': command not found\n") == (done.status, done.errors)
+
     def test_no_such_file(self, stage: Stage) -> None:
         """Likewise a path."""
         done = stage.run("/no/such/program")
@@ -115,12 +120,21 @@ class TestStatus:
             (["--policy", "/no/such/file"], "/no/such/file"),
             (["--log", "fd:99"], "--log = 'fd:99': can't be opened: Bad file descriptor"),
             (["--log", "/no/such/file"], "--log = '/no/such/file': can't be opened"),
+            (["--log", "fd:x"], "--log = 'fd:x': fd: wants a descriptor's number"),
+            (["--log", "fd:"], "a file of that name is ./fd:"),
+            (["--log", "-"], "--log = '-': standard output is the command's"),
+            (["--log", "fd:0"], "--log = 'fd:0': can't be written: it was opened for reading"),
+            (["--learn", "-"], "--learn = '-': rules are added to a file"),
+            (["--learn-wildcards"], "--learn-wildcards: says how to learn, and --learn FILE"),
+            (["--summary=text", "--summary-file=-"], "-: standard output is the command's; a file"),
+            (["--summary-file", "x"], "--summary-file x: with --summary none there is nothing"),
+            (["--allow", "https://example.org/path"], "a URL; write example.org:443"),
             (["--no-such-option"], "unrecognized arguments: --no-such-option"),
         ],
     )
     def test_own_failure(self, stage: Stage, options: list[str], problem: str) -> None:
         """What can't be used is said in one line, with 125, and nothing is run."""
-        done = stage.run("touch", str(stage.directory / "ran"), options=options)
+        done = stage.run("touch", str(stage.directory / "ran"), options=options, stdin="")
         assert 125 == done.status
         assert done.errors.startswith("sidecar exec: ")
         assert problem in done.errors

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.config import Verify, load
+from sidecar.config import COMMAND_LINE, Verify, load
+from sidecar.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -81,6 +82,9 @@ class Plan:
 
 def _learning(arguments: argparse.Namespace) -> Learning | None:
     if arguments.learn is None:
+        if arguments.learn_wildcards:
+            problem = "says how to learn, and --learn FILE is not given"
+            raise ConfigError(COMMAND_LINE, "--learn-wildcards", None, problem)
         return None
     from sidecar.cli.exec.learning import Learning
 
