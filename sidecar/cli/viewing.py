@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar.errors import SummaryError
@@ -126,15 +127,18 @@ def _look(arguments: argparse.Namespace, descriptor: int, environment: Mapping[s
     from sidecar.observe.styles import ColorWhen, Look, wants_color
 
     is_terminal = os.isatty(descriptor)
-    width = None
-    if is_terminal:
-        with suppress(OSError):
-            columns = os.get_terminal_size(descriptor).columns
-            width = columns if 0 < columns < _WIDTH_MAX else None
     encoding = getattr(sys.__stderr__, "encoding", None) or ""
     return Look(
         color=wants_color(ColorWhen(arguments.color), environment, is_terminal=is_terminal),
         arrows=encoding.lower().replace("-", "") == "utf8",
-        width=width,
+        columns=partial(_columns, descriptor),
         verbose=arguments.verbose,
     )
+
+
+def _columns(descriptor: int) -> int | None:
+    """How wide a terminal is; None if it is none, or doesn't know."""
+    with suppress(OSError):
+        columns = os.get_terminal_size(descriptor).columns
+        return columns if 0 < columns < _WIDTH_MAX else None
+    return None
