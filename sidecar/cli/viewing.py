@@ -78,6 +78,8 @@ def check(arguments: argparse.Namespace) -> None:
     path = arguments.summary_file
     if path is None:
         return
+    if not path:
+        raise SummaryError("''", "no file's name; is a variable not set?")
     if arguments.summary == "none":
         raise SummaryError(path, "with --summary none there is nothing to write")
     if path == "-":

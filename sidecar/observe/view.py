@@ -123,7 +123,9 @@ class View:
             with suppress(OSError):
                 _write_all(self._descriptor, text.encode("utf-8", "backslashreplace"))
         else:
-            _append(file, text)
+            # What another step wrote may not have ended its line; JSON is a line after the other.
+            apart = self._form is not Format.JSON and os.fstat(file.descriptor).st_size > 0
+            _append(file, f"\n{text}" if apart else text)
 
 
 def _append(file: SummaryFile, text: str) -> None:

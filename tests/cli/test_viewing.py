@@ -109,6 +109,8 @@ def test_check(tmp_path: Path) -> None:
     with pytest.raises(SummaryError, match="there is nothing to write"):
         viewing.check(parse("--summary-file", str(tmp_path / "none"), "--summary", "none"))
     assert not (tmp_path / "none").exists()
+    with pytest.raises(SummaryError, match=r"^--summary-file '': no file's name; is a"):
+        viewing.check(parse("--summary-file", ""))
 
 
 def test_light() -> None:

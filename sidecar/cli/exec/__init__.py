@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.cli import viewing
@@ -115,7 +116,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments, command)
     except SidecarError as error:
         complain(f"sidecar exec: {error}")
-        return OWN_FAILURE
+    except Exception as error:  # noqa: BLE001 - 1, as Python has it, may be the command's own
+        more = "" if arguments.verbose else " (-v says where)"
+        complain(f"sidecar exec: unexpected {type(error).__name__}: {error}{more}")
+        if arguments.verbose:
+            sys.excepthook(type(error), error, error.__traceback__)
+    return OWN_FAILURE
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
