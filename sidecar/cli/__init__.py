@@ -11,6 +11,7 @@ import argparse
 import importlib
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from sidecar.cli.streams import complain, ending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from _typeshed import SupportsWrite
 
 __all__ = ["main"]
 
@@ -57,7 +60,7 @@ def _run(arguments: list[str], chosen: str | None) -> int:
     # Not before: while Python imports, it may lose an interrupt.
     from sidecar.errors import SidecarError
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sidecar",
         description="Intercept and relay TCP connections. The proxy itself: twistd sidecar --help",
     )
@@ -83,6 +86,13 @@ def _run(arguments: list[str], chosen: str | None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        # Python 3.10 has a traceback where nobody can be told; the others, this.
+        with suppress(OSError):
+            super()._print_message(message, file)
 
 
 def _be_interrupted_by_default() -> None:
