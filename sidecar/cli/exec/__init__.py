@@ -41,6 +41,19 @@ that it or its children make is intercepted, judged by the policy and relayed. T
 no way round it: what is denied, or is neither TCP nor DNS, goes nowhere.
 """
 _EPILOG = """\
+examples:
+  sidecar exec -- npm ci
+  sidecar exec --default deny --allow registry.npmjs.org:443 --fail-on-deny -- npm ci
+  sidecar exec --learn policy.toml -- ./build.sh
+  sidecar exec --policy policy.toml --fail-on-deny -- ./build.sh
+
+HOST is a name; "*.NAME", all names below it; an address or a network; "private",
+"loopback", "link-local", "metadata" or "public", a class of addresses; or "*". PORTS are
+like 443 or 80,8000-8999. A policy's file has the same rules:
+  [policy]
+  default = "deny"
+  allow = ["*.example.org:443", "10.0.0.0/8:5432"]
+
 exit status: the command's; 128+N if signal N ended it; 125 if sidecar itself failed,
 126 if the command can't be executed, 127 if it isn't found; 77 with --fail-on-deny if
 anything was denied
@@ -56,8 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # As env(1) and timeout(1) have it: 2 may be the command's own.
     parser.error = _usage_error  # type: ignore[method-assign]
     policy = parser.add_argument_group("policy")
-    policy.add_argument("--allow", metavar="RULE", action="append", default=[], help="a rule")
-    policy.add_argument("--deny", metavar="RULE", action="append", default=[], help="a rule")
+    policy.add_argument(
+        "--allow",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help='allow what matches HOST[:PORTS], like "*.example.org:80,443" or 10.0.0.0/8;'
+        " may be repeated",
+    )
+    policy.add_argument(
+        "--deny",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="deny what matches, whatever --allow says; may be repeated",
+    )
     policy.add_argument(
         "--default",
         metavar="WHAT",
