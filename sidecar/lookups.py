@@ -30,6 +30,8 @@ class Lookup(msgspec.Struct, frozen=True):
         hint: The text of a rule that would allow it; empty if none would.
         addresses: The addresses that were answered, canonical.
         withheld: The addresses that were not passed on.
+        problem: Why the host's name servers could tell nothing, not even that there is nothing,
+            in words; empty if they could, or weren't asked.
         forwarded: Whether the policy let it be sent, and it was; not what was answered here.
         made_of: Of such, the names that a program may have made this one of: without a domain
             of the search list, without what HTTP clients put before it.
@@ -49,6 +51,7 @@ class Lookup(msgspec.Struct, frozen=True):
     hint: str = ""
     addresses: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
+    problem: str = ""
     forwarded: bool = True
     made_of: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()

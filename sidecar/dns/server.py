@@ -192,13 +192,14 @@ class _Answering:
             unreachable = answer is Trouble.TIMEOUT or answer is Trouble.UNREACHABLE
             code = EDE_NO_REACHABLE_AUTHORITY if unreachable else EDE_NETWORK_ERROR
             error = ExtendedError(code, f"sidecar: {answer.value}")
-            self._finish(Reply(dns.ESERVER, error=error))
+            self._finish(Reply(dns.ESERVER, error=error), problem=answer.value)
             return
         edns = edns_of(answer)
         rcode = rcode_of(answer, edns)
         if rcode not in _SUCCESSES:
             # What else there is in it is nobody's answer.
-            self._finish(Reply(rcode, options=errors_in(edns)))
+            problem = f"a name server answered {rcode_text(rcode)}"
+            self._finish(Reply(rcode, options=errors_in(edns)), problem=problem)
             return
         self._pass_on(answer, rcode, errors_in(edns), host)
 
@@ -241,6 +242,8 @@ class _Answering:
         rule: str | None = None,
         hint: str = "",
         filtered: Filtered | None = None,
+        *,
+        problem: str = "",
     ) -> None:
         question = self.question
         room = MESSAGE_MAX if self._asked.stream else question.room
@@ -263,6 +266,7 @@ class _Answering:
                 hint=hint,
                 addresses=() if filtered is None else tuple(filtered.addresses),
                 withheld=() if filtered is None else tuple(filtered.withheld),
+                problem=problem,
                 forwarded=self._forward is not None,
                 made_of=() if self._forward is None else self._forward.made_of,
                 chain=() if filtered is None else tuple(map(presentation, filtered.chain)),

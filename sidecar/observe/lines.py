@@ -105,11 +105,14 @@ class Lines:
         """A DNS question that was answered or refused."""
         name = printable(lookup.name, HOST_MAX)
         kind = printable(lookup.type, 10)
+        # Of these two a program asks for both.
+        asked = "" if kind in {"A", "AAAA"} else f"{kind}: "
         if lookup.verdict is Verdict.DENY:
-            text = _denial(lookup.reason, lookup.rule, lookup.hint)
-            # Of these two a program asks for both.
-            text = text if kind in {"A", "AAAA"} else f"{kind}: {text}"
+            text = asked + _denial(lookup.reason, lookup.rule, lookup.hint)
             return self._denied(name, "dns", text, None)
+        if lookup.problem:
+            text = f"{printable(lookup.problem, _RULE_MAX)}, {duration(lookup.seconds)}"
+            return self._joined(self._start("fail", Style.ODD, name), f"dns  {asked}{text}", None)
         answers = ", ".join(lookup.addresses) or printable(lookup.rcode, 12)
         start = self._start("allow", Style.GOOD, name)
         text = f"{kind}: {printable(answers, _RULE_MAX)}, {duration(lookup.seconds)}"

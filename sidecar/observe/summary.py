@@ -68,19 +68,23 @@ def write_summary(summary: Summary, form: Format, look: Look) -> str:
 def _headline(summary: Summary) -> str:
     """What it amounted to, in a line."""
     total = summary.total
-    if not (total.connections or summary.lookups_denied):
-        return "no connections"
-    hosts = "more than " if summary.others.connections else ""
-    hosts += _number(len(summary.hosts), "destination")
-    parts = [f"{_number(total.connections, 'connection')} to {hosts}"]
+    parts = ["no connections"]
+    if total.connections:
+        hosts = "more than " if summary.others.connections else ""
+        hosts += _number(len(summary.hosts), "destination")
+        parts = [f"{_number(total.connections, 'connection')} to {hosts}"]
     if total.denied:
         parts.append(f"{total.denied} denied")
     if summary.lookups_denied:
         parts.append(f"{_number(summary.lookups_denied, 'DNS question')} denied")
     if total.failed:
         parts.append(f"{total.failed} failed")
-    parts.append(f"{amount(total.sent)} sent, {amount(total.received)} received")
-    return f"{', '.join(parts)}, in {duration(summary.seconds)}"
+    if summary.lookups_failed:
+        parts.append(f"{_number(summary.lookups_failed, 'DNS question')} failed")
+    if total.connections:
+        parts.append(f"{amount(total.sent)} sent, {amount(total.received)} received")
+        parts.append(f"in {duration(summary.seconds)}")
+    return ", ".join(parts)
 
 
 def _number(number: int, what: str) -> str:

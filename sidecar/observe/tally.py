@@ -110,7 +110,8 @@ class Summary(msgspec.Struct, kw_only=True):
         started: When, UTC, ISO 8601.
         seconds: How long it took.
         total: All connections.
-        lookups, lookups_denied: DNS questions, and those denied.
+        lookups, lookups_denied, lookups_failed: DNS questions, those denied, and those that
+            the name servers didn't answer.
         hosts: Host by host, what moved most first.
         others: What went to more hosts than are told apart.
         denied: What was denied, most often first.
@@ -125,6 +126,7 @@ class Summary(msgspec.Struct, kw_only=True):
     total: Connections
     lookups: int
     lookups_denied: int
+    lookups_failed: int
     hosts: list[Host]
     others: Connections
     denied: list[Denial]
@@ -148,6 +150,7 @@ class Tally:
         self._denied_others = 0
         self._lookups = 0
         self._lookups_denied = 0
+        self._lookups_failed = 0
         self._started = time.time()
         self._started_monotonic = time.monotonic()
 
@@ -178,6 +181,7 @@ class Tally:
     def lookup_ended(self, lookup: Lookup) -> None:
         """Count a DNS question."""
         self._lookups += 1
+        self._lookups_failed += bool(lookup.problem)
         if lookup.verdict is Verdict.DENY:
             self._lookups_denied += 1
             name = printable(lookup.name, HOST_MAX).lower()
@@ -201,6 +205,7 @@ class Tally:
             total=self._total,
             lookups=self._lookups,
             lookups_denied=self._lookups_denied,
+            lookups_failed=self._lookups_failed,
             hosts=sorted(self._hosts.values(), key=_weight, reverse=True),
             others=self._others,
             denied=sorted(

@@ -93,9 +93,9 @@ class TerminalView:
         self._console.write(self._lines.flow(flow))
 
     def lookup_ended(self, lookup: Lookup) -> None:
-        """Show a question that was denied, once; all others if all is to be shown."""
-        if lookup.verdict is Verdict.DENY:
-            key = lookup.name.lower(), lookup.reason
+        """Show a question that was denied or came to nothing, once; else if all is to be shown."""
+        if lookup.verdict is Verdict.DENY or lookup.problem:
+            key = lookup.name.lower(), lookup.problem or lookup.reason
             if key in self._told and not self._verbose:
                 return
             self._told[key] = None

@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from sidecar.flow import Protocol
 from sidecar.policy.decisions import Outcome
 from sidecar.policy.policy import Default, Through
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from sidecar.policy.decisions import Decision
     from sidecar.policy.policy import Policy
+    from sidecar.policy.rules import Rule
 
 __all__ = ["Reach"]
 
@@ -87,16 +90,38 @@ class Reach:
             host: The name, canonical; None for the address alone.
 
         Returns:
-            ALLOW of the first port that has it; else the DENY of one port.
+            ALLOW of the first port that has it; else the DENY of one port: if there are any, of
+            those that a rule for the name has, and no rule denies. Its hint is for the ports
+            of these rules, or for all.
         """
-        best: Decision | None = None
-        for port in (_HTTPS, *_ports(self.policy.edges(host, address))):
+        ports = (_HTTPS, *_ports(self.policy.edges(host, address)))
+        denials = {}
+        for port in ports:
             decision = self.policy.judge(address, port, host=host, protocol=Protocol.TCP)
             if decision.outcome is Outcome.ALLOW:
                 return decision
-            best = best or decision
-        assert best is not None  # noqa: S101 - there is at least one port
-        return best
+            denials[port] = decision
+        rules = {} if host is None else self._rules_for(host, ports)
+        # What a rule denies on one port may be allowed on another.
+        best = next(
+            (denials[port] for port in (*rules, *ports) if denials[port].hint), denials[_HTTPS]
+        )
+        if not best.hint:
+            return best
+        # Which port is meant, nobody has said yet.
+        texts = dict.fromkeys(rule.text.partition(":")[2] for rule in rules.values())
+        wanted = "" if "" in texts else ",".join(texts)
+        shown = f"[{address}]" if wanted and ":" in address else address
+        return replace(best, hint=f"{shown}:{wanted}" if wanted else shown)
+
+    def _rules_for(self, host: str, ports: Iterable[int]) -> dict[int, Rule]:
+        """The rules that allow a name as such, each with the first port that has it."""
+        found: dict[int, Rule] = {}
+        for port in ports:
+            rule = self.policy.judge_name(host, port, through=Through.NOTHING).rule
+            if rule is not None and rule.is_for_names and rule not in found.values():
+                found[port] = rule
+        return found
 
 
 def _ports(edges: Iterable[int]) -> list[int]:

@@ -13,7 +13,9 @@ what it is::
               K               some processes outlived the command; they are being ended
               F               some of them could not be
               N serial error  a socket, as SCM_RIGHTS, or why there is none
-    from P    G               run the command
+              W               somebody was about to write to a guarded file; all is ended
+    from P    W               files to guard, as SCM_RIGHTS: leases (`guarding`)
+              G               run the command
               S signal        pass a signal on to the command
               N serial family make a TCP socket; answered in the order of asking
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "GUARDED_AT_ONCE",
     "Channel",
     "Listeners",
     "Message",
@@ -51,6 +54,9 @@ __all__ = [
     "serial_of",
     "take_socket",
 ]
+
+GUARDED_AT_ONCE = 250
+"""Descriptors in one message; the kernel takes no more than 253 (SCM_MAX_FD)."""
 
 # asm-generic/socket.h
 _SO_COOKIE = 57
@@ -80,6 +86,7 @@ class Word(Enum):
     ENDED_OTHERS = b"K"
     LEFT_OTHERS = b"F"
     SOCKET = b"N"
+    GUARD = b"W"
     GO = b"G"
     SIGNAL = b"S"
 

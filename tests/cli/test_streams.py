@@ -83,7 +83,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "status"),
         [
-            (("policy", "why", "nonsense"), 1),
+            (("policy", "why", "nonsense"), 2),
             (("policy", "check", "/no/such/file"), 1),
             (("--no-such-option", "policy", "check"), 2),
             (("exec", "--no-such-option"), 125),

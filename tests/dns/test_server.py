@@ -404,6 +404,7 @@ class TestServers:
             assert dns.ESERVER == answer.rCode
             error = option(answer, _EDE) or b""
             assert struct.pack("!H", 22) + b"sidecar: no name server can be reached" == error
+            assert "no name server can be reached" == stage.seen.lookups[0].problem
             assert stage.seen.lookups[0].seconds < 0.9
 
     def test_silent(self, turn: Turning) -> None:
@@ -424,6 +425,7 @@ class TestServers:
 
         with Scripted(fault=refuses) as far, Stage(turn, policy(), [far.server]) as stage:
             assert dns.EREFUSED == stage.ask("www.example.com").rCode
+            assert "a name server answered REFUSED" == stage.seen.lookups[0].problem
             assert 1 == len(far.asked)
 
     def test_without_edns(self, turn: Turning) -> None:

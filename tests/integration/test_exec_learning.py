@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,20 @@ def test_added(machine: Machine, tmp_path: Path) -> None:
         *("--policy", str(policy), "--fail-on-deny", "--", "sh", "-c", PRIVATE_BUILD)
     )
     assert (0, "") == (second.returncode, second.stderr)
+
+
+def test_made_meanwhile(machine: Machine, tmp_path: Path) -> None:
+    """A file that comes to be while the command runs is added to; also by several at once."""
+    policy = tmp_path / "policy.toml"
+    made = f"test -e {policy} || printf '[policy]\\ndefault = \"deny\"\\n' > {policy}"
+    fetch = f"curl -sS -o /dev/null --max-time 10 http://$0.example.com:{PORT}/"
+    words = ("--learn", str(policy), "--", "sh", "-c", f"{made}; {fetch}")
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(machine.exec, *words, name) for name in ("one", "two", "three")]
+        done = [run.result() for run in runs]
+    learned = f"sidecar exec: learned 1 rule into {policy}\n"
+    assert [(0, learned)] * 3 == [(each.returncode, each.stderr) for each in done]
+    assert 3 == len(load_file(str(policy)).policy.allow)
 
 
 @pytest.mark.parametrize(

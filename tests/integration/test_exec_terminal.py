@@ -55,19 +55,23 @@ class Desk:
         self.stage = stage
         self._jobs = 0
 
-    def exec(self, *command: str, limits: dict[str, str] | None = None) -> None:
+    def exec(
+        self, *command: str, limits: dict[str, str] | None = None, afterwards: str = ""
+    ) -> None:
         """Type `sidecar exec -- COMMAND`, and see it begin.
 
         Args:
             command: What to run.
             limits: Of a user namespace around it.
+            afterwards: What else a script does that runs it.
         """
         # In a file: a terminal takes no line of more than 4095 characters.
         script = self.stage.directory / f"job{self._jobs}"
         self._jobs += 1
         words = self.stage.command(*SILENTLY, "--", *command)
         line = shlex.join(words if limits is None else in_user_namespace(limits, words))
-        script.write_text(f"echo started\nexec {line}\n")
+        how = "" if afterwards else "exec "
+        script.write_text(f"echo started\n{how}{line}\n{afterwards}\n")
         self.terminal.type(f"sh {script}\n")
         self.terminal.expect("started\n")
 
@@ -248,6 +252,24 @@ class TestInput:
         desk.terminal.type("cat\n")
         desk.terminal.type("still ours\n\x04")
         desk.terminal.expect("still ours\n")
+        desk.terminal.prompt()
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_after_a_shell(self, desk: Desk, inside: bool) -> None:
+        """What reads after a shell inside has the terminal, which that one can't give back."""
+        shell = "bash --norc --noprofile --noediting -i"
+        reads = "echo back; read line; echo got $line"
+        if inside:
+            desk.exec("sh", "-c", f"{shell}; {reads}")
+        else:
+            desk.exec(*shell.split(), afterwards=reads)
+        desk.terminal.prompt()
+        desk.terminal.type("sleep 0\n")
+        desk.terminal.prompt()
+        desk.terminal.type("exit\n")
+        desk.terminal.expect("back\n")
+        desk.terminal.type("a line\n")
+        desk.terminal.expect("got a line\n")
         desk.terminal.prompt()
 
 

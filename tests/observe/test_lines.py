@@ -108,6 +108,14 @@ class TestLookups:
         lookup = Lookup("evil.example", "TXT", "REFUSED", Verdict.DENY)
         assert lines.lookup(lookup).endswith("dns  TXT: no rule allows it")
 
+    def test_failed(self) -> None:
+        """One that the name servers didn't answer says why."""
+        lookup = Lookup("a.example", "A", "SERVFAIL", problem="no name server answered in time")
+        assert (
+            "sidecar fail  a.example                dns  no name server answered in time, 0.00s"
+            == Lines(PLAIN).lookup(lookup)
+        )
+
     def test_answered(self) -> None:
         """Others show what was answered."""
         lookup = Lookup("a.example", "A", "NOERROR", addresses=("192.0.2.1", "192.0.2.2"))

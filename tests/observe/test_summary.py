@@ -126,6 +126,13 @@ class TestText:
             Tally().summary(["true"], 0), Format.TEXT, Look()
         )
 
+    def test_failed_lookup(self) -> None:
+        """That no name was to be had is something to tell."""
+        tally = Tally()
+        tally.lookup_ended(Lookup("a.example", "A", "SERVFAIL", problem="x"))
+        text = write_summary(tally.summary(["true"], 0), Format.TEXT, Look())
+        assert "sidecar no connections, 1 DNS question failed\n" == text
+
     def test_color(self) -> None:
         """Colours, and nothing else."""
         coloured = write_summary(some_run(), Format.TEXT, Look(color=True, columns=lambda: 120))

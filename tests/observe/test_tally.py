@@ -69,8 +69,10 @@ def test_lookups() -> None:
     assert not tally.anything_denied
     for name in ("Evil.example", "evil.example"):
         tally.lookup_ended(Lookup(name, "A", "REFUSED", Verdict.DENY, hint="evil.example"))
+    tally.lookup_ended(Lookup("b.example", "A", "SERVFAIL", problem="x"))
     summary = tally.summary([], 0)
-    assert (3, 2) == (summary.lookups, summary.lookups_denied)
+    counts = summary.lookups, summary.lookups_denied, summary.lookups_failed
+    assert (4, 2, 1) == counts
     assert [("evil.example", None, "evil.example", 2)] == [
         (each.host, each.port, each.allow, each.lookups) for each in summary.denied
     ]

@@ -160,6 +160,14 @@ class TestLookups:
         shown.view.lookup_ended(Lookup("fine.example", "A", "NOERROR"))
         assert ["evil.example", "other.example"] == [line.split()[2] for line in shown.take()]
 
+    def test_failed_once(self, shown: Shown) -> None:
+        """So does one that the name servers can't tell, for each reason."""
+        for problem in ("too late", "too late", "nobody there"):
+            for kind in ("A", "AAAA"):
+                shown.view.lookup_ended(Lookup("a.example", kind, "SERVFAIL", problem=problem))
+        lines = shown.take()
+        assert ["fail", "fail"] == [line.split()[1] for line in lines]
+
     def test_bounded(self, shown: Shown) -> None:
         """Not all names are remembered."""
         for number in range(3000):

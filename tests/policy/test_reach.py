@@ -131,6 +131,44 @@ class TestAddress:
         decision = Reach(policy("public", **rules)).address(address, host)  # type: ignore[arg-type]
         assert expected == (decision.outcome is Outcome.ALLOW)
 
+    @pytest.mark.parametrize(
+        ("default", "allow", "address", "reason", "hint"),
+        [
+            ("deny", ["a.example:80,8080"], PRIVATE, "private_address", f"{PRIVATE}:80,8080"),
+            (
+                "deny",
+                ["a.example:80", "a.example:22"],
+                PRIVATE,
+                "private_address",
+                f"{PRIVATE}:22,80",
+            ),
+            ("deny", ["a.example:80", "*.example"], PRIVATE, "private_address", PRIVATE),
+            ("deny", ["a.example"], PRIVATE, "private_address", PRIVATE),
+            ("deny", ["*.example:80"], "fd00::1", "private_address", "[fd00::1]:80"),
+            ("deny", [".example:443"], "169.254.169.254", "metadata", "169.254.169.254:443"),
+            ("deny", ["b.example:80", "10.0.0.0/30:80"], "10.9.9.9", "default", "10.9.9.9"),
+            ("public", [], PRIVATE, "private_address", PRIVATE),
+            ("public", [], "fd00::1", "private_address", "fd00::1"),
+        ],
+    )
+    def test_hint(
+        self, default: str, allow: list[str], address: str, reason: str, hint: str
+    ) -> None:
+        """What would allow it, for the ports that the name has; the reason is that rule's."""
+        decision = Reach(policy(default, allow)).address(address, "a.example")
+        assert (reason, hint) == (decision.reason, decision.hint)
+        assert (
+            Reach(policy(default, [*allow, decision.hint])).address(address, "a.example").outcome
+            is Outcome.ALLOW
+        )
+
+    def test_denied_by_rule(self) -> None:
+        """Where a rule denies, nothing would; unless it does so on one port alone."""
+        decision = Reach(policy("public", [], ["private"])).address(PRIVATE, "a.example")
+        assert ("denied_by_rule", "") == (decision.reason, decision.hint)
+        decision = Reach(policy("public", [], ["private:443"])).address(PRIVATE, "a.example")
+        assert ("private_address", PRIVATE) == (decision.reason, decision.hint)
+
 
 _PORTS = st.builds(
     lambda pair: f"{min(pair)}-{max(pair)}", st.tuples(st.integers(1, 65535), st.integers(1, 65535))
