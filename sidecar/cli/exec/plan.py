@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
 from sidecar import policy
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from sidecar.cli.exec.learning import Learning
     from sidecar.config import Config
+    from sidecar.policy import Rule
     from sidecar.sandbox.bridges import Bridges
 
 __all__ = ["DEFAULT", "NOT_BY_NAME", "Plan"]
@@ -53,6 +55,16 @@ class Plan:
         """Whether we speak TLS ourselves."""
         return self.config.policy.verify is Verify.CERTIFICATE
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is probably not what was meant, a line each."""
+        return [
+            f"{rule.place} {rule.text}: loopback inside is the command's own, and needs no rule;"
+            " --host-port PORT leads to the host's"
+            for rule in self.config.policy.allow
+            if rule.place == "--allow" and _is_loopback(rule)
+        ]
+
     @classmethod
     def of(
         cls, arguments: argparse.Namespace, log: int | None, bridges: Bridges | None = None
@@ -85,6 +97,15 @@ class Plan:
             bridges=bridges,
             view=arguments,
         )
+
+
+def _is_loopback(rule: Rule) -> bool:
+    host = rule.host
+    if isinstance(host, str):
+        return host == "localhost" or host.endswith(".localhost")
+    return host is AddressClass.LOOPBACK or (
+        isinstance(host, (IPv4Network, IPv6Network)) and host.is_loopback
+    )
 
 
 def _learning(arguments: argparse.Namespace) -> Learning | None:

@@ -194,6 +194,8 @@ class _Session:
         seal(kept())
         guard = Guard(self._started.channel)
         self._tell_of_bare(guard.hold())
+        for remark in plan.remarks:
+            self._say(remark)
         self._started.go()
         try:
             await sandbox.ended
@@ -260,6 +262,10 @@ class _Session:
             self._say("the sandbox was killed")
             return _OWN_FAILURE
         if self._plan.fail_on_deny and self._view.tally.anything_denied:
+            if self._plan.view.quiet:
+                # Otherwise there are lines that say what.
+                own = f"the command's own was {sandbox.status}"
+                self._say(f"something was denied: exit status {_DENIED}; {own}")
             return _DENIED
         return sandbox.status
 
