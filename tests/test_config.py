@@ -366,6 +366,12 @@ class TestBadFile:
         with pytest.raises(ConfigError, match=r"not UTF-8 \(at line 2\)"):
             load_file(str(path))
 
+    def test_byte_order_mark(self, path: Path) -> None:
+        """So is what other systems' editors put before the first line."""
+        path.write_bytes(b"\xef\xbb\xbfmark = 1\n")
+        with pytest.raises(ConfigError, match="byte order mark"):
+            load_file(str(path))
+
     def test_missing_file(self, tmp_path: Path) -> None:
         """A file that isn't there, can't be one or has no possible name is one clear line."""
         missing = str(tmp_path / "missing.toml")

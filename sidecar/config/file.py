@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,9 @@ def load_text(content: bytes, path: str, bad_rules: list[ConfigError] | None = N
     Raises:
         ConfigError: As there.
     """
+    if content.startswith(codecs.BOM_UTF8):
+        problem = "begins with a byte order mark; save it as UTF-8 without"
+        raise ConfigError(path, None, None, problem)
     # Python's own tomllib, compiled: a hundred thousand rules take a quarter of the time.
     # Most runs of `sidecar exec` read no file.
     import tomli

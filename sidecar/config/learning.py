@@ -110,12 +110,12 @@ class PolicyFile:
         try:
             written = _added(self.text, lesson)
             found = tomllib.loads(written)
-        except Exception as error:  # noqa: BLE001 - the library has errors of many kinds
-            raise self._unfit(str(error)) from None
+        except Exception:  # noqa: BLE001 - the library has errors of many kinds
+            raise self._unfit() from None
         rest = iter(written)
         kept = all(each in rest for each in self.text)
         if not kept or found != _expected(tomllib.loads(self.text), lesson):
-            raise self._unfit("write allow and private_names as lists in [policy], if only empty")
+            raise self._unfit()
         return written
 
     def add(self, lesson: Lesson) -> bool:
@@ -138,8 +138,11 @@ class PolicyFile:
             ) from None
         return True
 
-    def _unfit(self, why: str) -> ConfigError:
-        problem = f"rules can't be added to the way that [policy] is written here: {why}"
+    def _unfit(self) -> ConfigError:
+        problem = (
+            "rules can't be added to the way that [policy] is written here: write allow and"
+            " private_names as lists in [policy], if only empty"
+        )
         return ConfigError(self.path, None, None, problem)
 
 

@@ -134,6 +134,12 @@ class TestMerged:
         text = added(path, 'policy.allow = ["x.org"]\nmark = 1\n')
         assert "\n".join((*expected, "]", "mark = 1\n")) == text
 
+    def test_dotted_apart(self, path: Path) -> None:
+        """Unless there are several of them to put what is missing behind: then it is told."""
+        path.write_text('policy.default = "deny"\nmark = 1\npolicy.ech = "deny"\n')
+        with pytest.raises(ConfigError, match="write allow and private_names as lists"):
+            PolicyFile.open(str(path))
+
     def test_inline_table(self, path: Path) -> None:
         """A table in one line is added to, as well."""
         text = added(path, 'policy = {default = "deny", allow = ["x.org"]} # all\n')
