@@ -112,6 +112,7 @@ class Stage:
         rules: The policy.
         servers: Whom it asks.
         search: The domains that programs append to names.
+        send_buffer: Bytes of a stream's; None for what the kernel thinks.
     """
 
     turning: Turning
@@ -120,6 +121,7 @@ class Stage:
     udp: list[socket.socket] = field(default_factory=list)
     tcp: list[socket.socket] = field(default_factory=list)
     search: list[str] = field(default_factory=list)
+    send_buffer: int | None = None
 
     def __enter__(self) -> Self:
         self.seen = Seen()
@@ -134,6 +136,8 @@ class Stage:
             self.udp, self.tcp = [udp], [tcp]
         self.udp_at = self.udp[0].getsockname()
         self.tcp_at = self.tcp[0].getsockname()
+        if self.send_buffer is not None:
+            self.tcp[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
         reactor = cast("IAskingReactor", self.turning.reactor)
         self.forwarder = Forwarder(reactor, self.runtime.poller, lambda: self.servers)
         self.running: RunningDNS = start_dns(
@@ -157,6 +161,10 @@ class Stage:
         self.forwarder.close()
         self.turning.settle()
         self.runtime.close()
+
+    def be_patient(self) -> None:
+        """Have it wait for each server longer than a test does: what comes, comes without."""
+        self.forwarder._deadline = 3600.0
 
     def send(self, data: bytes) -> bytes:
         """Send a datagram and take one back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Generator
 
 # Last, so that an installed sidecar (in tox: the wheel) comes before the checkout;
@@ -20,8 +22,12 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 # fast: in tox and by default. deep: HYPOTHESIS_PROFILE=deep, by hand, for hours.
 # Deadlines are off: other work on a small machine would trip them.
-hypothesis.settings.register_profile("fast", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("deep", max_examples=20_000, deadline=None)
+# So is the check that examples are made fast: a second for ten, by the clock on the wall.
+_FAST = hypothesis.settings(
+    max_examples=50, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("fast", _FAST)
+hypothesis.settings.register_profile("deep", _FAST, max_examples=20_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 _CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
@@ -31,6 +37,24 @@ _CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 # is to hear of them as from a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handshakes over loopback are over, one way or the other, when the dialler looks.
+
+    They mostly are; a busy kernel may put them off.
+    """
+    from support import arrived
+
+    from sidecar import dialing
+    from sidecar.linux.sockopt import tcp_state
+
+    def wait_and_look(sock: socket.socket) -> int:
+        arrived(sock, select.POLLOUT)
+        return tcp_state(sock)
+
+    monkeypatch.setattr(dialing, "tcp_state", wait_and_look)
 
 
 def pytest_configure(config: pytest.Config) -> None:

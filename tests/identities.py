@@ -14,9 +14,33 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NOBODY", "as_nobody", "in_user_namespace", "needs_root", "without_capabilities"]
+__all__ = [
+    "NOBODY",
+    "NO_UNSHARE",
+    "as_nobody",
+    "in_user_namespace",
+    "needs_root",
+    "without_capabilities",
+]
 
 NOBODY = 65534
+# What a Python program begins with to be in a container's seccomp filter.
+NO_UNSHARE = """
+import ctypes, struct
+# linux/seccomp.h, linux/filter.h: unshare(2) fails with EPERM, all else is allowed.
+NUMBERS = {"x86_64": 272, "aarch64": 97}
+import platform
+program = b"".join(struct.pack("=HBBI", *step) for step in [
+    (0x20, 0, 0, 0), (0x15, 0, 1, NUMBERS[platform.machine()]), (0x06, 0, 0, 0x00050001),
+    (0x06, 0, 0, 0x7FFF0000),
+])
+buffer = ctypes.create_string_buffer(program, len(program))
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert not libc.prctl(38, 1, 0, 0, 0)
+assert not libc.prctl(22, 2, ctypes.byref(Filter(4, ctypes.addressof(buffer))))
+"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
 

@@ -79,12 +79,9 @@ class Scripted:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._tcp = stack.enter_context(
-                socket.create_server((self.host, self._wanted), family=self._family)
-            )
-            self.port: int = self._tcp.getsockname()[1]
-            self._udp = stack.enter_context(socket.socket(self._family, socket.SOCK_DGRAM))
-            self._udp.bind((self.host, self.port))
+            self._listen()
+            stack.enter_context(self._tcp)
+            stack.enter_context(self._udp)
             self._threads = [
                 threading.Thread(target=serve, daemon=True)
                 for serve in (self._serve_udp, self._serve_tcp)
@@ -93,6 +90,22 @@ class Scripted:
                 thread.start()
             self._stack = stack.pop_all()
         return self
+
+    def _listen(self) -> None:
+        """Take a port that nobody has over either; somebody may have it over UDP."""
+        while True:
+            self._tcp = socket.create_server((self.host, self._wanted), family=self._family)
+            self.port: int = self._tcp.getsockname()[1]
+            self._udp = socket.socket(self._family, socket.SOCK_DGRAM)
+            try:
+                self._udp.bind((self.host, self.port))
+            except OSError:
+                self._udp.close()
+                self._tcp.close()
+                if self._wanted:
+                    raise
+            else:
+                return
 
     def __exit__(
         self,

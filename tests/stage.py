@@ -58,7 +58,7 @@ def peeked(process: subprocess.Popen[str]) -> str:
 def relayed(process: subprocess.Popen[str]) -> str:
     """Dial a server, as an intercepted client."""
     wait_for_listener(process)
-    with serve(99, lambda _, __: b"12345"):
+    with serve(99, lambda _, __: b"12345", asks=False):
         with socket.create_connection((SERVER, 99), PATIENCE) as client:
             heard = client.recv(99).decode()
             assert not client.recv(1)
@@ -101,18 +101,17 @@ def wait_for_listener(process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def serve(port: int, answer: Callable[[bytes, tuple[str, int]], bytes]) -> socket.socket:
-    """Serve one connection on SERVER: read if it speaks within a moment, answer, close."""
+def serve(
+    port: int, answer: Callable[[bytes, tuple[str, int]], bytes], *, asks: bool = True
+) -> socket.socket:
+    """Serve one connection on SERVER: read if it is one that asks, answer, close."""
     listener = socket.create_server((SERVER, port))
 
     def converse() -> None:
         connection, peer = listener.accept()
         with connection:
-            connection.settimeout(0.2)
-            try:
-                asked = connection.recv(99)
-            except TimeoutError:
-                asked = b""
+            connection.settimeout(PATIENCE)
+            asked = connection.recv(99) if asks else b""
             connection.sendall(answer(asked, peer))
 
     threading.Thread(target=converse, daemon=True).start()

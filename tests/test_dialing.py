@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from privileges import without_capabilities
+from support import fill_queue
 from turning import Turning, turning
 from twisted.internet.task import Clock
 
@@ -113,14 +114,11 @@ def silent(turning: Turning) -> Iterator[SocketAddress]:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
+        fill_queue(stack, listener)
         yield address_of(listener)
 
 
+@pytest.mark.usefixtures("at_once")
 class TestConnecting:
     def test_connected(self, dialer: Dialer, listener: socket.socket, outcomes: Outcomes) -> None:
         """A listener on loopback is reached at once; the socket is as a relay wants it."""
@@ -281,6 +279,7 @@ class TestGuard:
 
 class TestMark:
     @needs_root
+    @pytest.mark.usefixtures("at_once")
     @pytest.mark.parametrize("mark", [1, 0x539, 0x8000_0000, 0xFFFF_FFFF])
     def test_set(
         self,
@@ -308,18 +307,27 @@ from sidecar.dialing import Dialer
 from sidecar.loops import LoopGuard
 from sidecar.relay.poller import Poller
 globalLogPublisher.addObserver(textFileLogObserver(sys.stdout))
-dialer = Dialer(reactor, Poller(reactor), LoopGuard(), mark=1, timeout=1, keepalive=60)
+dialer = Dialer(reactor, Poller(reactor), LoopGuard(), mark=1, timeout=60, keepalive=60)
 listener = socket.socket()
 listener.bind(("127.0.0.1", 0))
 listener.listen()
-for _ in range(3):
-    dialer.dial(SocketAddress(*listener.getsockname()), lambda made, _: print(type(made)))
+left = 3
+def dialled(made, _):
+    global left
+    print(type(made))
+    left -= 1
+    if not left:
+        reactor.callWhenRunning(reactor.stop)
+for _ in range(left):
+    dialer.dial(SocketAddress(*listener.getsockname()), dialled)
+reactor.run()
 """
         )
         assert 3 == done.stdout.count("socket.socket"), done.stderr
         assert 1 == done.stdout.count("carry no mark")
 
 
+@pytest.mark.usefixtures("at_once")
 class TestSource:
     def test_wish(self, dialer: Dialer, listener: socket.socket, outcomes: Outcomes) -> None:
         """Connections come from the source of their family, where this host has it."""

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from integration.netns import Namespace, why_impossible
 from privileges import without_capabilities
 from relay.transcripts import Peer
-from support import PATIENCE
+from support import PATIENCE, arrived, fill_queue
 from turning import Turning, turning
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import NoProtocol
@@ -290,6 +291,7 @@ class TestClient:
                 assert protocol.transport is not None
                 protocol.transport.write(b"hello")
                 turning.settle()
+                connection.settimeout(PATIENCE)
                 assert b"hello" == connection.recv(5)
                 protocol.transport.loseConnection()
                 turning.settle()
@@ -358,6 +360,7 @@ class TestClientFactories:
         def dial(address, done, source=None):  # type: ignore[no-untyped-def] # as the real one
             def reset_first(outcome, address):  # type: ignore[no-untyped-def] # likewise
                 Peer(turning, origin.accept()[0], 1).reset()
+                arrived(outcome)
                 done(outcome, address)
 
             return made(address, reset_first, source)
@@ -369,15 +372,10 @@ class TestClientFactories:
 
     def test_cancel(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """A connection that is being made can be given up."""
-        origin.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        for sock in waiting:
-            sock.setblocking(False)
-            sock.connect_ex(origin.getsockname())
-        connecting = self.endpoint(turning, runtime, origin).connect(factory())
-        connecting.cancel()
-        with pytest.raises(CancelledError):
-            turning.result(connecting)
-        assert [] == runtime.poller.pollables()
-        for sock in waiting:
-            sock.close()
+        with ExitStack() as stack:
+            fill_queue(stack, origin)
+            connecting = self.endpoint(turning, runtime, origin).connect(factory())
+            connecting.cancel()
+            with pytest.raises(CancelledError):
+                turning.result(connecting)
+            assert [] == runtime.poller.pollables()

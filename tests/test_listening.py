@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from support import PATIENCE
+from support import PATIENCE, queued, wait_for
 from turning import Turning, turning
 from twisted.internet.interfaces import IListeningPort, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -599,6 +599,7 @@ class TestLimits:
         sockets = Sockets(runtime)
         port = listen(runtime, sockets)
         clients = [connect(port) for _ in range(7)]
+        wait_for(lambda: queued(port._socket) == 7)
         taken = []
         for _ in range(3):
             turning.turn()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from certificates import make_identity
 from relay.transcripts import Peer, TlsPeer, adopt_tls, tcp_pair
+from support import fill_queue
 from turning import Turning, turning
 from zope.interface import implementer
 
@@ -103,15 +105,10 @@ class TestClose:
         observer = Observer()
         runtime = Runtime.make(turning.reactor, observer, mark=None)
         near, connection = tcp_pair()
-        waiting = []
+        stack = ExitStack()
         if not joined:
-            # The backlog is full: no answer.
-            origin.listen(0)
-            for _ in range(4):
-                sock = socket.socket()
-                sock.setblocking(False)
-                sock.connect_ex(origin.getsockname())
-                waiting.append(sock)
+            # No answer.
+            fill_queue(stack, origin)
         factory = StaticRelayFactory(runtime, SocketAddress(*origin.getsockname()))
         protocol = factory.buildProtocol(None)
         adopt_tls(turning, connection, protocol, identity)
@@ -128,5 +125,4 @@ class TestClose:
         client.close()
         if joined:
             far.close()
-        for sock in waiting:
-            sock.close()
+        stack.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -69,11 +70,28 @@ def running(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]
 
 
 @pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> Iterator[int]:
+    """A port that only who asks for it gets, and allows others to have it (SO_REUSEADDR)."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def response(client: socket.socket) -> bytes:
+    """A response's head; its body is left out."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = client.recv(4096)
+        assert part, data
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"Content-Length: (\d+)", head)
+    while length is not None and len(body) < int(length[1]):
+        part = client.recv(4096)
+        assert part, body
+        body += part
+    return head + b"\r\n\r\n"
 
 
 def parsed(*arguments: str) -> Options:
@@ -195,9 +213,7 @@ class TestService:
         self, turning: Turning, free_port: int, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """A port that is taken ends the process with one line and status 1."""
-        with socket.socket() as holder:
-            holder.bind(("127.0.0.1", free_port))
-            holder.listen()
+        with socket.create_server(("127.0.0.1", free_port)):
             config = Config(outbound=f"transparent:{free_port}:interface=127.0.0.1")
             service = SidecarService(turning.reactor, config)
             with pytest.raises(SystemExit) as caught:
@@ -329,13 +345,13 @@ class TestProcess:
                 socket.create_connection(("127.0.0.1", free_port), PATIENCE) as client,
             ):
                 client.sendall(start + b"\r\n")
-                refused = client.recv(4096)
+                refused = response(client)
                 client.sendall(start + b"Proxy-Authorization: Basic YWxpY2U6c2VzYW1l\r\n\r\n")
                 far, _ = origin.accept()
                 with far:
                     asked = far.recv(4096)
                     far.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
-                    answered = client.recv(4096)
+                    answered = response(client)
                 process.send_signal(signal.SIGTERM)
                 assert process.stdout is not None
                 said = process.stdout.read()

@@ -13,6 +13,8 @@ from support import PATIENCE, open_descriptors
 from twisted.internet import reactor
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import Clock
+from twisted.internet.tcp import Connection
 from twisted.logger import LogLevel, globalLogPublisher
 from zope.interface import implementer
 
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
     from threading import Thread
 
     from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.logger import ILogObserver, LogEvent
     from twisted.python.failure import Failure
 
     from sidecar.interfaces import IRelayReactor
 
-__all__ = ["Turning", "nothing_left", "turning"]
+__all__ = ["ByHand", "Turning", "nothing_left", "turning"]
 
 _T = TypeVar("_T")
 
@@ -108,6 +111,19 @@ class Turning:
         for _ in range(20):
             self.turn()
 
+    def until_disconnected(self) -> None:
+        """Turn until Twisted's own connections are gone; the news of an end may take a moment."""
+        reactor = self._reactor
+        self.until(
+            lambda: (
+                not any(
+                    isinstance(each, Connection)
+                    for each in (*reactor.getReaders(), *reactor.getWriters())
+                )
+            )
+        )
+        self.settle()
+
     def close(self) -> None:
         """Let go of the reactor, and see that nobody else holds on to it."""
         globalLogPublisher.removeObserver(cast("ILogObserver", self._observe))
@@ -121,6 +137,31 @@ class Turning:
             internal.connectionLost(None)
         reactor._poller.close()
         assert ([], [], []) == (readers, calls, self.failures)
+
+
+class ByHand(Clock):
+    """A reactor but for the time, which passes when a test says so."""
+
+    def __init__(self, reactor: IRelayReactor) -> None:
+        super().__init__()
+        # As a reactor's: never nothing.
+        self.rightNow = 1000.0
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._reactor, name)
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., object],  # noqa: A002 - Twisted's
+        *args: object,
+        **kw: object,
+    ) -> IDelayedCall:
+        # What is due at once is so in the reactor's next turn.
+        if delay:
+            return super().callLater(delay, callable, *args, **kw)
+        return self._reactor.callLater(0, callable, *args, **kw)
 
 
 class _Shown(dict[str, object]):

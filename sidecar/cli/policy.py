@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import parse_authority, parse_ip
+from sidecar.cli.exec import plan as exec_plan
 from sidecar.config import COMMAND_LINE, Verify, load, load_file
 from sidecar.errors import AddressError, ConfigError
 from sidecar.policy import Choice, Decision, Default, Outcome, Reason
@@ -53,18 +54,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     why.add_argument("--allow", metavar="RULE", action="append", default=[], help="one more rule")
     why.add_argument("--deny", metavar="RULE", action="append", default=[], help="one more rule")
     why.add_argument("--default", metavar="WHAT", help="allow, deny or public")
+    why.add_argument(
+        "--for",
+        dest="whose",
+        choices=["twistd", "exec"],
+        default="twistd",
+        help="which command judges; without a default it is allow, or exec's public (twistd)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the chosen action.
 
     Returns:
-        0; 1 for a file with errors, or a connection that is denied.
-
-    Raises:
-        ConfigError: A file or an argument that can't be used.
+        0; 1 for a file with errors, or a connection that is denied; 2 where a connection
+        can't be judged.
     """
-    return _check(arguments.file) if arguments.action == "check" else _why(arguments)
+    if arguments.action == "check":
+        return _check(arguments.file)
+    try:
+        return _why(arguments)
+    except ConfigError as error:
+        print(f"sidecar policy: {error}", file=sys.stderr)
+        return 2
 
 
 def _check(path: str) -> int:
@@ -119,7 +131,8 @@ def _why(arguments: argparse.Namespace) -> int:
                 COMMAND_LINE, "--address", address, f"{target.host} is another address"
             )
         address = str(target.host)
-    inquiry = _Inquiry(config, host, address, target.port)
+    for_exec = arguments.whose == "exec"
+    inquiry = _Inquiry(config, host, address, target.port, for_exec=for_exec)
     for line in inquiry.report(str(target)):
         print(_plain(line))
     return 0 if inquiry.allowed else 1
@@ -133,13 +146,24 @@ class _Inquiry:
         host: The name, if one is asked for.
         address: The address, if it is known; one of the two is.
         port: The port.
+        for_exec: Whether `sidecar exec` judges.
     """
 
     def __init__(
-        self, config: PolicyConfig, host: str | None, address: str | None, port: int
+        self,
+        config: PolicyConfig,
+        host: str | None,
+        address: str | None,
+        port: int,
+        *,
+        for_exec: bool = False,
     ) -> None:
         self._config = config
-        self._policy = config.build()
+        self._for_exec = for_exec
+        if for_exec:
+            self._policy = config.build(exec_plan.DEFAULT, not_by_name=exec_plan.NOT_BY_NAME)
+        else:
+            self._policy = config.build()
         self._host = host
         self._address = address
         self._port = port
@@ -228,7 +252,14 @@ class _Inquiry:
             for rule in found:
                 mark = "->" if rule is self._decision.rule else "  "
                 lines.append(f"  {mark} {rule.text} ({rule.place})")
-        return [*lines, f"default: {policy.default.value}"]
+        return [*lines, f"default: {policy.default.value}{self._whose_default()}"]
+
+    def _whose_default(self) -> str:
+        if self._config.default is not None:
+            return ""
+        if self._for_exec:
+            return " (sidecar exec's own)"
+        return f" (twistd sidecar's own; sidecar exec's is {exec_plan.DEFAULT.value}: --for exec)"
 
 
 def _or_match(rules: list[Rule]) -> str:

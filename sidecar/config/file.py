@@ -12,7 +12,7 @@ from sidecar.errors import ConfigError
 if TYPE_CHECKING:
     from sidecar.config.tree import Config
 
-__all__ = ["load_file"]
+__all__ = ["load_file", "load_text"]
 
 # Bytes. A hundred thousand policy rules are some 4 MB; what is longer is no
 # configuration but a wrong path (/dev/zero, a log).
@@ -39,6 +39,20 @@ def load_file(path: str, bad_rules: list[ConfigError] | None = None) -> Config:
         raise ConfigError(path, None, None, f"can't be read: {reason}") from None
     if len(content) > _FILE_SIZE_MAX:
         raise ConfigError(path, None, None, f"longer than {_FILE_SIZE_MAX} bytes; not read")
+    return load_text(content, path, bad_rules)
+
+
+def load_text(content: bytes, path: str, bad_rules: list[ConfigError] | None = None) -> Config:
+    """Read what is in a TOML file.
+
+    Args:
+        content: All of it.
+        path: Its name, for what is said of it.
+        bad_rules: As for `load_file`.
+
+    Raises:
+        ConfigError: As there.
+    """
     # Python's own tomllib, compiled: a hundred thousand rules take a quarter of the time.
     # Most runs of `sidecar exec` read no file.
     import tomli

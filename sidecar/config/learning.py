@@ -12,13 +12,15 @@ import os
 import re
 import stat
 import sys
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast
 
-from sidecar.config.file import load_file
+from sidecar.config.file import load_file, load_text
 from sidecar.config.rule_places import find_lists
 from sidecar.config.tree import PolicyConfig
 from sidecar.errors import ConfigError
@@ -31,20 +33,23 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tomlkit.items import Array, Table
 
     from sidecar.config.rule_places import ListPlace
     from sidecar.policy import Policy
 
-__all__ = ["PolicyFile", "policy_text"]
+__all__ = ["PolicyFile", "alone", "policy_text"]
 
 _HEADER = """\
 # What a command may connect to, as sidecar exec --learn saw it. Edit it as you like: learning
 # again adds what is missing, and takes nothing away.
 """
 _INDENT = "    "
+# Seconds for others who write the same file, of which each takes some milliseconds.
+_PATIENCE = 10.0
+_AGAIN = 0.02
 _EXAMPLE = Lesson((LearnedRule("example.invalid:1", "x"),), (LearnedRule("example.invalid", "x"),))
 
 
@@ -77,6 +82,11 @@ class PolicyFile:
                 can't be written.
         """
         if not _check_place(path):
+            # By the end of a run there may be one, and then nothing can be imported any more.
+            text = policy_text(Lesson())
+            cls(path, text, load_text(text.encode(), path).policy.build(), Default.DENY).having(
+                _EXAMPLE
+            )
             return cls(path, None, PolicyConfig(default=Default.DENY).build(), Default.DENY)
         config = load_file(path).policy
         try:
@@ -131,6 +141,47 @@ class PolicyFile:
     def _unfit(self, why: str) -> ConfigError:
         problem = f"rules can't be added to the way that [policy] is written here: {why}"
         return ConfigError(self.path, None, None, problem)
+
+
+@contextmanager
+def alone(path: str) -> Iterator[None]:
+    """While it lasts, others who learn into the same file wait.
+
+    Raises:
+        ConfigError: Somebody else has taken too long.
+    """
+    # The directory's lock: the file itself is replaced.
+    directory = os.path.dirname(os.path.realpath(path))  # noqa: PTH120 - it need not be there
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(path, None, None, f"{directory}: {error.strerror}") from None
+    try:
+        _lock(descriptor, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not _locks(descriptor):
+        if time.monotonic() > deadline:
+            problem = f"somebody else has held its directory's lock for {_PATIENCE:g} s"
+            raise ConfigError(path, None, None, problem)
+        # Nothing tells, but a call that can't be given up.
+        time.sleep(_AGAIN)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks.
+        return True
+    return True
 
 
 # The text

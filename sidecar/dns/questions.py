@@ -51,10 +51,13 @@ class Forward(NamedTuple):
     Attributes:
         host: The name that its addresses are judged for; None if it can't have any.
         made_of: The names that a program may have made this one of (`_made_of`).
+        short: Of these, the one of a single label, which is a name by the search list alone:
+            what the program calls the host, and says in SNI or Host; None if there is none.
     """
 
     host: str | None
     made_of: tuple[str, ...] = ()
+    short: str | None = None
 
 
 class Local(NamedTuple):
@@ -94,7 +97,8 @@ def decide(
         search: Tells the domains that resolvers append to names.
 
     What programs make of a name that may be asked for, and is itself none that may, is nobody's
-    wish: it is not asked further, and no denial.
+    wish: it is not asked further, and no denial. But a name of one label that a rule allows is
+    one by the search list only: then what is made of it is asked, and judged in its stead.
     """
     host, name = _hosts_of(question.name)
     if name is None:
@@ -111,10 +115,15 @@ def decide(
         # Whose name is asked for is whoever has the address.
         decision = reach.address(address, None)
         allowed = decision.outcome is Outcome.ALLOW
-    made_of = _made_of(name, search())
+    domains = search()
+    made_of = _made_of(name, domains)
+    first, _, rest = name.partition(".")
+    short = first if host is not None and rest in domains else None
     if allowed:
-        return Forward(host, made_of)
+        return Forward(host, made_of, short)
     if decision.reason is not Reason.DENIED_BY_RULE:
+        if short is not None and reach.name(short, leads).outcome is not Outcome.DENY:
+            return Forward(short, made_of)
         for meant in made_of:
             if reach.name(meant, leads).outcome is not Outcome.DENY:
                 error = ExtendedError(EDE_FILTERED, f"sidecar: not asked for; {meant} may be")

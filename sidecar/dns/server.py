@@ -130,13 +130,15 @@ class Answerer:
     def forward(self, answering: _Answering, forward: Forward) -> None:
         """Ask the host's name servers."""
         waiting = self._forwarder.ask(answering.question)
-        waiting.addCallback(answering.answered, forward.host)
+        waiting.addCallback(answering.answered, forward)
         waiting.addErrback(answering.failed)
 
-    def serve(self, host: str, filtered: Filtered) -> None:
+    def serve(self, forward: Forward, filtered: Filtered) -> None:
         """Take note of what is given out."""
-        for address, ttl in filtered.addresses.items():
-            self._served.record(host, address, ttl)
+        for host in (forward.short, forward.host):
+            if host is not None:
+                for address, ttl in filtered.addresses.items():
+                    self._served.record(host, address, ttl)
 
     def tell(self, lookup: Lookup) -> None:
         """Tell the observer."""
@@ -177,7 +179,7 @@ class _Answering:
             self._forward = found
             self._answerer.forward(self, found)
 
-    def answered(self, answer: Outcome, host: str | None) -> None:
+    def answered(self, answer: Outcome, forward: Forward) -> None:
         """Filter what came back."""
         if isinstance(answer, Trouble):
             unreachable = answer is Trouble.TIMEOUT or answer is Trouble.UNREACHABLE
@@ -192,11 +194,11 @@ class _Answering:
             problem = f"a name server answered {rcode_text(rcode)}"
             self._finish(Reply(rcode, options=errors_in(edns)), problem=problem)
             return
-        self._pass_on(answer, rcode, errors_in(edns), host)
+        self._pass_on(answer, rcode, errors_in(edns), forward)
 
-    def _pass_on(self, answer: Message, rcode: int, errors: bytes, host: str | None) -> None:
+    def _pass_on(self, answer: Message, rcode: int, errors: bytes, forward: Forward) -> None:
         # The policy may have been replaced since; the addresses are judged by the new one.
-        filtered = filter_answer(answer, self.question, host, self._answerer.reach())
+        filtered = filter_answer(answer, self.question, forward.host, self._answerer.reach())
         error = None
         verdict, reason, rule, hint = Verdict.ALLOW, "default", None, ""
         denial = filtered.denial
@@ -206,8 +208,7 @@ class _Answering:
                 verdict = Verdict.DENY
             shown = ", ".join(list(filtered.withheld)[:4])
             error = ExtendedError(EDE_FILTERED, f"sidecar: withheld {shown}: {reason}")
-        if host is not None:
-            self._answerer.serve(host, filtered)
+        self._answerer.serve(forward, filtered)
         wants_bit = self.question.authentic or self.question.dnssec
         reply = Reply(
             rcode,

@@ -8,6 +8,10 @@ checked.
 
 from __future__ import annotations
 
+import os
+import re
+import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fault_of_chain", "fault_of_names", "trust"]
 
+# What OpenSSL looks for in a directory (openssl-rehash(1)).
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+\Z")
 # openssl/x509_vfy.h
 _WORDS = {
     SSL.X509VerificationCodes.ERR_CERT_NOT_YET_VALID: "it is not valid yet",
@@ -49,7 +55,7 @@ def trust(path: str | None = None) -> SSL.Context:
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER, _verified)
     if path is None:
-        context.set_default_verify_paths()
+        _trust_as_platform_does(context)
         return context
     try:
         # OpenSSL's own errors for files are riddles.
@@ -62,6 +68,26 @@ def trust(path: str | None = None) -> SSL.Context:
     except SSL.Error:
         raise TrustError(path, "has no certificate in PEM format, or a broken one") from None
     return context
+
+
+def _trust_as_platform_does(context: SSL.Context) -> None:
+    """Load all that OpenSSL would look for later, file by file, in its directory.
+
+    Who may write there later (``SSL_CERT_DIR`` may be anybody's) makes nobody trusted.
+    """
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile is None and paths.capath is None:
+        # Other systems' usual places.
+        context.set_default_verify_paths()
+        return
+    files = [] if paths.cafile is None else [paths.cafile]
+    if paths.capath is not None:
+        with suppress(OSError):
+            files += [each.path for each in os.scandir(paths.capath) if _HASHED.match(each.name)]
+    for file in files:
+        # One that can't be read, or has none, is no reason to trust nobody; as in OpenSSL.
+        with suppress(SSL.Error):
+            context.load_verify_locations(file)
 
 
 def _verified(connection: SSL.Connection, _: X509, code: int, depth: int, good: int) -> bool:

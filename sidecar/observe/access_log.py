@@ -1,4 +1,4 @@
-"""What one flow looks like as a line of the access log.
+"""What one flow, or one DNS question, looks like as a line of the access log.
 
 docs/reference/access-log.md says what each key means, access-log.schema.json
 beside it which values there are.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from zope.interface import implementer
 
-from sidecar.flow import (  # noqa: TC001 - msgspec reads the annotations
+from sidecar.flow import (
     DestinationSource,
     Flow,
     FlowEnd,
@@ -22,7 +22,7 @@ from sidecar.flow import (  # noqa: TC001 - msgspec reads the annotations
     Protocol,
     Verdict,
 )
-from sidecar.interfaces import IFlowObserver
+from sidecar.interfaces import IDNSObserver, IFlowObserver
 from sidecar.observe.line_writer import LineWriter
 from sidecar.observe.styles import printable
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-__all__ = ["BATCH_LINES", "FLUSH_DELAY", "AccessLog", "Client", "Record"]
+    from sidecar.lookups import Lookup
+
+__all__ = ["BATCH_LINES", "FLUSH_DELAY", "AccessLog", "Client", "LookupRecord", "Record"]
 
 # Seconds that a line may wait for company: long enough to write once for many
 # flows, too short for a reader to notice.
@@ -47,6 +49,8 @@ _ALPN_NAME_MAX = 64
 # below the 4096 bytes that enter a pipe in one piece (PIPE_BUF).
 _METHOD_MAX = 32
 _PATH_MAX = 1024
+# Of a name; an answer may have thousands.
+_ADDRESSES_MAX = 16
 # Characters, of 15 bytes that the kernel keeps of it.
 _COMMAND_MAX = 64
 
@@ -125,9 +129,55 @@ class Record(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, 
         )
 
 
-@implementer(IFlowObserver)
+class LookupRecord(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    forbid_unknown_fields=True,
+    tag_field="listener",
+    tag="dns",
+):
+    """The line of a DNS question, which is told from a flow's by its listener."""
+
+    v: int
+    time: str
+    source: str | None
+    server: str | None
+    name: str
+    type: str
+    rcode: str
+    verdict: Verdict
+    reason: str
+    rule: str | None
+    addresses: tuple[str, ...]
+    withheld: tuple[str, ...]
+    problem: str | None
+    seconds: float
+
+    @classmethod
+    def from_lookup(cls, lookup: Lookup) -> LookupRecord:
+        """Take down a question that was answered a moment ago."""
+        return cls(
+            1,
+            _timestamp(time.time() - lookup.seconds),
+            None if lookup.source is None else str(lookup.source),
+            lookup.server,
+            lookup.name,
+            lookup.type,
+            lookup.rcode,
+            lookup.verdict,
+            lookup.reason,
+            lookup.rule,
+            lookup.addresses[:_ADDRESSES_MAX],
+            lookup.withheld[:_ADDRESSES_MAX],
+            lookup.problem or None,
+            int(lookup.seconds * _MICROSECONDS) / _MICROSECONDS,
+        )
+
+
+@implementer(IFlowObserver, IDNSObserver)
 class AccessLog:
-    """Write a line for each flow that ends.
+    """Write a line for each flow that ends, and each DNS question that the policy is asked about.
 
     Args:
         descriptor: Where to; `sidecar.observe.line_writer.open_log` opens one.
@@ -146,7 +196,7 @@ class AccessLog:
         self._paths = paths
         self._writer = LineWriter(descriptor, clock, name="access log", backlog=backlog)
         self._batch_lines = min(BATCH_LINES, backlog)
-        self._batch: list[Record] = []
+        self._batch: list[Record | LookupRecord] = []
         self._flush_call: IDelayedCall | None = None
         self._encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -157,8 +207,16 @@ class AccessLog:
 
     def flow_ended(self, flow: Flow) -> None:
         """Log a flow's end; costs microseconds, and never waits."""
+        self._add(Record.from_flow(flow, paths=self._paths))
+
+    def lookup_ended(self, lookup: Lookup) -> None:
+        """Log a DNS question, likewise; not what is answered without anybody being asked."""
+        if lookup.forwarded or lookup.verdict is Verdict.DENY:
+            self._add(LookupRecord.from_lookup(lookup))
+
+    def _add(self, record: Record | LookupRecord) -> None:
         batch = self._batch
-        batch.append(Record.from_flow(flow, paths=self._paths))
+        batch.append(record)
         if len(batch) >= self._batch_lines:
             self.flush()
         elif self._flush_call is None:

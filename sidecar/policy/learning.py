@@ -199,10 +199,12 @@ class _Missing:
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {seen.host}", decision.reason, decision)
                 continue
-            if not seen.found and any(
-                reach.name(meant, seen.leads).outcome is not Outcome.DENY for meant in seen.made_of
+            if any(
+                reach.name(meant, seen.leads).outcome is not Outcome.DENY
+                for meant in seen.made_of
+                if "." not in meant or not seen.found
             ):
-                # Then it is not asked for, and no denial.
+                # Then it is not asked for, and no denial; or it is asked in the other's stead.
                 continue
             lacking = self._answers_lack(seen, reach, private)
             lacking |= decision.outcome is Outcome.DENY

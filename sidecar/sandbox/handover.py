@@ -13,7 +13,9 @@ what it is::
               K               some processes outlived the command; they are being ended
               F               some of them could not be
               N serial error  a socket, as SCM_RIGHTS, or why there is none
-    from P    G               run the command
+              W               somebody was about to write to a guarded file; all is ended
+    from P    W               files to guard, as SCM_RIGHTS: leases (`guarding`)
+              G               run the command
               S signal        pass a signal on to the command
               N serial family make a TCP socket; answered in the order of asking
 
@@ -29,16 +31,17 @@ import socket
 import struct
 from contextlib import ExitStack, suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sidecar.errors import NamespaceError
 from sidecar.linux.sockopt import TCP_CLOSE, tcp_state
 from sidecar.sandbox.addresses import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
+    "GUARDED_AT_ONCE",
     "Channel",
     "Listeners",
     "Message",
@@ -51,6 +54,11 @@ __all__ = [
     "serial_of",
     "take_socket",
 ]
+
+GUARDED_AT_ONCE = 250
+"""Descriptors in one message; the kernel takes no more than 253 (SCM_MAX_FD)."""
+
+_T = TypeVar("_T")
 
 # asm-generic/socket.h
 _SO_COOKIE = 57
@@ -80,6 +88,7 @@ class Word(Enum):
     ENDED_OTHERS = b"K"
     LEFT_OTHERS = b"F"
     SOCKET = b"N"
+    GUARD = b"W"
     GO = b"G"
     SIGNAL = b"S"
 
@@ -183,12 +192,9 @@ class Channel:
         """
         item = array.array("i").itemsize
         room = socket.CMSG_SPACE(descriptors_max * item) + socket.CMSG_SPACE(_CREDENTIALS.size)
-        try:
-            received, ancillary, flags, _ = self.sock.recvmsg(
-                _MESSAGE_OCTETS, room, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionResetError:
-            received, ancillary, flags = b"", [], 0
+        received, ancillary, flags, _ = self._despite_reset(
+            lambda: self.sock.recvmsg(_MESSAGE_OCTETS, room, socket.MSG_CMSG_CLOEXEC)
+        )
         descriptors = array.array("i")
         sender = 0
         for level, kind, data in ancillary:
@@ -213,11 +219,20 @@ class Channel:
         Raises:
             BlockingIOError: There is none, on a non-blocking socket.
         """
-        try:
-            received = self.sock.recv(_MESSAGE_OCTETS)
-        except ConnectionResetError:
-            return None
+        received = self._despite_reset(lambda: self.sock.recv(_MESSAGE_OCTETS))
         return (Word(received[:1]), received[1:]) if received else None
+
+    @staticmethod
+    def _despite_reset(receive: Callable[[], _T]) -> _T:
+        """Receive what the other side said before it closed with something of ours unread.
+
+        That is an error, told once and before what is there to be received (unix(7):
+        ECONNRESET).
+        """
+        try:
+            return receive()
+        except ConnectionResetError:
+            return receive()
 
 
 def send_listeners(channel: Channel, listeners: Listeners) -> None:

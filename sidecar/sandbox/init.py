@@ -15,9 +15,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.errors import NamespaceError
+from sidecar.linux.leases import be_told
 from sidecar.linux.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 from sidecar.sandbox.command import FAILED, become
-from sidecar.sandbox.handover import Word, answer_with_socket
+from sidecar.sandbox.handover import GUARDED_AT_ONCE, Word, answer_with_socket
 from sidecar.sandbox.mounts import (
     mount_proc,
     protect_kernel_settings,
@@ -153,6 +154,7 @@ class _Init:
         self._stopped = False
         self._wake, self._waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGIO, self._touched)
         # Full, it wakes as well.
         signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
 
@@ -188,12 +190,18 @@ class _Init:
             self._obey()
 
     def _obey(self) -> None:
-        message = self._channel.hear()
-        if message is None:
+        try:
+            message = self._channel.hear_from(GUARDED_AT_ONCE)
+        except NamespaceError:
+            # P is gone.
             self._kill_everybody()
             os._exit(FAILED)
-        word, body = message
-        if word is Word.GO:
+        word, body = message.word, message.body
+        if word is Word.GUARD:
+            for descriptor in message.descriptors:
+                be_told(descriptor)
+                os.close(descriptor)
+        elif word is Word.GO:
             # It may have been killed, by a signal that was passed on.
             with suppress(BrokenPipeError):
                 os.write(self._go, b"!")
@@ -207,6 +215,12 @@ class _Init:
                 _kill(self._child, body[0])
         elif word is Word.SIGNAL:
             self._kill_all(body[0])
+
+    def _touched(self, *_: object) -> None:
+        """A guarded file is about to be written to; that waits until we are gone, and P."""
+        self._channel.tell(Word.GUARD)
+        self._kill_everybody()
+        os._exit(FAILED)
 
     def _reap(self) -> bool:
         """Take note of what children did.

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from sidecar.errors import NamespaceError
 from sidecar.linux.syscalls import signal_descriptor
+from sidecar.sandbox.foreground import Foreground
 from sidecar.sandbox.handover import Word
 from sidecar.sandbox.starting import HELD_SIGNALS
 
@@ -35,7 +36,8 @@ _SIGINFO = struct.Struct("=Iii116x")
 _SI_KERNEL = 0x80
 _STATUS = struct.Struct("=i")
 _BY_SIGNAL = 128
-_STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_FOR_TERMINAL = frozenset({signal.SIGTTIN, signal.SIGTTOU})
+_STOPPING = _FOR_TERMINAL | {signal.SIGTSTP}
 
 
 def exit_status(wait_status: int) -> int:
@@ -58,6 +60,7 @@ class Sandbox:
         ended: Fires with None once nobody is left inside.
         outlived: Whether processes outlived the command and were ended.
         left: Whether some of them could not be.
+        touched: Whether it was ended because somebody was about to write to a guarded file.
         interrupted: The signal by which somebody wanted us to end since then; None for none.
     """
 
@@ -73,8 +76,10 @@ class Sandbox:
         self.status: int | None = None
         self.outlived = False
         self.left = False
+        self.touched = False
         self.interrupted: int | None = None
         self._running = True
+        self._foreground = Foreground()
         self.ended: Deferred[None] = Deferred()
         self._channel.sock.setblocking(False)
         self._signals = signal_descriptor(HELD_SIGNALS)
@@ -112,7 +117,10 @@ class Sandbox:
             else:
                 self._told(message)
         if stopped_by is not None:
-            _stop(signal.Signals(stopped_by))
+            number = signal.Signals(stopped_by)
+            # What reads after a shell that was in between is not in the background.
+            if number not in _FOR_TERMINAL or not self._foreground.take_back():
+                self._stop(number)
             self._channel.tell(Word.SIGNAL, bytes([signal.SIGCONT]))
 
     def _told(self, message: Message) -> None:
@@ -129,6 +137,8 @@ class Sandbox:
             self.outlived = True
         elif word is Word.LEFT_OTHERS:
             self.left = True
+        elif word is Word.GUARD:
+            self.touched = True
         elif word is Word.ERROR:
             self._log.error("the sandbox: {text}", text=body.decode(errors="replace"))
 
@@ -148,9 +158,19 @@ class Sandbox:
     def _signalled_late(self, number: signal.Signals) -> None:
         """There is no command any more whom it could be meant for."""
         if number in _STOPPING:
-            _stop(number)
+            self._stop(number)
         elif self.interrupted is None:
             self.interrupted = number
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Stop as the command did, so that who waits for us sees what happened; then go on."""
+        if number in _STOPPING:
+            # Blocked, it would wait; what the terminal sent us meanwhile is the same one.
+            os.kill(os.getpid(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        elif self._foreground.is_ours():
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _over(self) -> None:
         # What has come by now was the command's.
@@ -162,32 +182,8 @@ class Sandbox:
             self._sockets.close()
         # It ends with the sandbox, or has.
         os.waitpid(self._pid, 0)
+        self._foreground.take_back()
         self.ended.callback(None)
-
-
-def _stop(number: signal.Signals) -> None:
-    """Stop as the command did, so that who waits for us sees what happened; then go on."""
-    if number in _STOPPING:
-        # Blocked, it would wait; what the terminal sent us meanwhile is the same one.
-        os.kill(os.getpid(), number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
-        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    elif _in_foreground():
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def _in_foreground() -> bool:
-    """Whether a shell waits for us to end or stop; who else would continue us?"""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)
 
 
 @implementer(IReadDescriptor)

@@ -222,8 +222,12 @@ class TestWhy:
 
     def test_without_a_policy(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Without rules, all is allowed, as the proxy does."""
+        status, said = lines(capsys, "why", "10.0.0.1:80", "--for", "exec")
+        assert (1, "deny  10.0.0.1:80") == (status, said[0])
+        assert "default: public (sidecar exec's own)" == said[-1]
         status, said = lines(capsys, "why", "10.0.0.1:80")
-        assert (0, "default: allow") == (status, said[-1])
+        whose = "twistd sidecar's own; sidecar exec's is public: --for exec"
+        assert (0, f"default: allow ({whose})") == (status, said[-1])
 
     @pytest.mark.parametrize(
         ("question", "problem"),
@@ -239,9 +243,9 @@ class TestWhy:
         ],
     )
     def test_refused(self, question: list[str], problem: str) -> None:
-        """What can't be used is one line, and status 1."""
+        """What can't be used is one line, and status 2."""
         done = run("why", *question)
-        assert (1, "") == (done.returncode, done.stdout)
+        assert (2, "") == (done.returncode, done.stdout)
         assert problem in done.stderr
         assert 1 == done.stderr.count("\n")
         assert "\x1b" not in done.stderr

@@ -186,6 +186,22 @@ class TestRefused:
         assert not isinstance(found, Forward)
         assert dns.ENAME == found.reply.rcode
 
+    @pytest.mark.parametrize(
+        ("name", "allow", "expected"),
+        [
+            (b"db.corp.example", "db:5432", Forward("db", ("db",))),
+            (b"DB.corp.example", "db.corp.example", Forward("db.corp.example", ("db",), "db")),
+            (b"db.corp.example", "other", None),
+            (b"x.db.corp.example", "db", None),
+            (b"db.other.example", "db", None),
+        ],
+    )
+    def test_short(self, name: bytes, allow: str, expected: Forward | None) -> None:
+        """A name of one label is one by the search list: what is made of it stands for it."""
+        rules = policy("deny", (allow,))
+        found = decide(Question(1, name, dns.A), Reach(rules), lambda: ("corp.example",))
+        assert expected == (found if isinstance(found, Forward) else None)
+
     def test_made_of(self) -> None:
         """Of what is asked further it is told what it may have been made of."""
         question = Question(1, b"_http._tcp.a.example.cluster.local", dns.SRV)

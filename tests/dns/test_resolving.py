@@ -362,11 +362,14 @@ class TestSearchList:
         assert {(NAME, A), (NAME, AAAA)} == stage.asked()
 
     def test_policy(self, staged: Callable[..., Stage], turn: Turning) -> None:
-        """What the policy can't allow isn't asked for here, either."""
+        """A rule for the short name is one for what is made of it; others are not asked for."""
         stage = staged(resolv_conf=self.SEARCH)
         stage.rules = policy("deny", allow=["db"])
-        error_of(stage.resolver.resolve("db"), turn)
-        assert {("db", A), ("db", AAAA)} == stage.asked()
+        assert ("10.0.0.5",) == stage.find("db")
+        assert {"db.lan.example", "db.corp.example"} == {name for name, _ in stage.asked()}
+        stage.far.asked.clear()
+        error_of(stage.resolver.resolve("other"), turn)
+        assert set() == stage.asked()
 
     def test_one_fails(self, staged: Callable[..., Stage]) -> None:
         """A domain whose servers fail doesn't hide the others."""

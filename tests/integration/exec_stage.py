@@ -33,10 +33,25 @@ _WITH_FILES = (
 )
 
 
-def sidecar(*arguments: str) -> list[str]:
-    """The command, with the modules that this process has."""
+# Who is denied has 80 ms to say in which language it wants to hear of it; that is no limit
+# for a client on a busy machine.
+_PATIENTLY = f"""
+from sidecar.protocols.hearing import Hearing
+listen = Hearing._listen
+Hearing._listen = lambda self, _, patience: listen(self, {DEADLINE / 2}, patience)
+"""
+
+
+def sidecar(*arguments: str, patiently: bool = False) -> list[str]:
+    """The command, with the modules that this process has.
+
+    Args:
+        arguments: Of the command line.
+        patiently: Whether clients may be silent for long before they are taken to be so.
+    """
     program = (
-        f"import sys; sys.path[:] = {sys.path!r}; from sidecar.cli import main; sys.exit(main())"
+        f"import sys; sys.path[:] = {sys.path!r}{_PATIENTLY if patiently else chr(10)}"
+        "from sidecar.cli import main; sys.exit(main())"
     )
     return [sys.executable, "-c", program, *arguments]
 
@@ -66,13 +81,15 @@ class Done:
         status: The exit status.
         output: What was printed.
         errors: What was complained about.
-        log: The access log's lines.
+        log: The access log's lines, but for DNS questions.
+        lookups: Those of DNS questions.
     """
 
     status: int
     output: str
     errors: str
     log: list[dict[str, Any]]
+    lookups: list[dict[str, Any]]
 
 
 @dataclass
@@ -86,6 +103,7 @@ class Stage:
         options: Given to each run.
         environment: Beside the usual.
         files: Has a resolv.conf, a nsswitch.conf and a hosts, to stand for those of /etc.
+        patiently: As `sidecar` has it.
         marked: Finds whatever was started.
     """
 
@@ -95,12 +113,13 @@ class Stage:
     options: list[str] = field(default_factory=lambda: ["--default", "allow"])
     environment: dict[str, str] = field(default_factory=dict)
     files: Path | None = None
+    patiently: bool = False
     marked: Marked = field(default_factory=Marked)
     _serial: int = 0
 
     def command(self, *arguments: str) -> list[str]:
         """The whole command line, as this user."""
-        command = sidecar("exec", *arguments)
+        command = sidecar("exec", *arguments, patiently=self.patiently)
         if self.user != "root":
             self._serial += 1
             stash = self.directory / f"stash{self._serial}"
@@ -128,8 +147,11 @@ class Stage:
             timeout=timeout,
             env=self._environment(),
         )
-        lines = log.read_text().splitlines() if log.exists() else []
-        return Done(done.returncode, done.stdout, done.stderr, [json.loads(each) for each in lines])
+        text = log.read_text().splitlines() if log.exists() else []
+        lines = [json.loads(each) for each in text]
+        flows = [each for each in lines if each["listener"] != "dns"]
+        lookups = [each for each in lines if each["listener"] == "dns"]
+        return Done(done.returncode, done.stdout, done.stderr, flows, lookups)
 
     def start(
         self, *command: str, options: Sequence[str] | None = None, **popen: Any

@@ -247,19 +247,43 @@ class Program:
 
     def listens(self, port: int) -> bool:
         """Whether it listens on a port (proc(5): /proc/net/tcp, /proc/PID/fd)."""
-        mine = set()
-        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                mine.add(str(descriptor.readlink()))
-        for name in ("tcp", "tcp6"):
-            table = Path(f"/proc/{self.pid}/net/{name}")
-            rows = table.read_text(encoding="ascii").splitlines()[1:] if table.exists() else []
-            for row in rows:
-                fields = row.split()
-                local, state, inode = fields[1], fields[3], fields[9]
-                if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
-                    return f"socket:[{inode}]" in mine
+        mine = self._links()
+        for local, state, link in self._sockets():
+            if state == _LISTENING and local == port:
+                return link in mine
         return False
+
+    def connections(self) -> int:
+        """How many TCP sockets it has that don't listen."""
+        mine = self._links()
+        return sum(state != _LISTENING and link in mine for _, state, link in self._sockets())
+
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether it has a handler for a signal (SigCgt, proc(5))."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        return bool(int(fields["SigCgt"], 16) >> (number - 1) & 1)
+
+    def _links(self) -> set[str]:
+        """What its descriptors lead to; nothing once it has ended."""
+        links = set()
+        with suppress(FileNotFoundError):
+            for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    links.add(str(descriptor.readlink()))
+        return links
+
+    def _sockets(self) -> Iterator[tuple[int, str, str]]:
+        """All TCP sockets of its namespace: port, state, and what a descriptor leads to."""
+        for name in ("tcp", "tcp6"):
+            try:
+                text = Path(f"/proc/{self.pid}/net/{name}").read_text(encoding="ascii")
+            except OSError:
+                # There is no IPv6, or it has just ended.
+                continue
+            for row in text.splitlines()[1:]:
+                fields = row.split()
+                yield int(fields[1].rpartition(":")[2], 16), fields[3], f"socket:[{fields[9]}]"
 
 
 class Sidecar(Program):
@@ -301,10 +325,18 @@ class Sidecar(Program):
             stdout=stdout,
         )
         try:
-            self.wait_until(lambda: all(self.listens(port) for port in ports))
+            # It listens before its reactor runs, which is ready once it hears of signals.
+            self.wait_until(
+                lambda: all(self.listens(port) for port in ports) and self.catches(signal.SIGCHLD)
+            )
         except BaseException:
             self.kill()
             raise
+
+    def idle_descriptors(self) -> int:
+        """Wait until it has no connection any more; return how many descriptors it has then."""
+        eventually(0, self.connections)
+        return self.descriptors()
 
     def lines(self) -> list[Line]:
         """All lines of the access log so far."""

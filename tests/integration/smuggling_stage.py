@@ -371,9 +371,21 @@ class SmugglingStage:
             True, lambda: any(f" {path} " in each.line for each in self.origins[name].seen())
         )
 
-    def seen(self, name: str, part: str) -> list[Seen]:
-        """Tell which requests an origin saw that have this in their lines."""
-        return [each for each in self.origins[name].seen() if part in each.line]
+    def seen(self, name: str, part: str, count: int = 0) -> list[Seen]:
+        """Tell which requests an origin saw that have this in their lines.
+
+        Args:
+            name: The origin's.
+            part: Of the lines.
+            count: For how many to wait: origins log a request when its answer is on its
+                way, and those of different connections in any order.
+        """
+
+        def found() -> list[Seen]:
+            return [each for each in self.origins[name].seen() if part in each.line]
+
+        eventually(True, lambda: len(found()) >= count)
+        return found()
 
 
 def talk(
@@ -414,6 +426,8 @@ def _apache(namespace: Namespace, directory: Path) -> Iterator[Origin]:
     configuration.write_text(
         _APACHE.format(directory=directory, port=APACHE, modules=_APACHE_MODULES), encoding="ascii"
     )
+    # It listens before it opens its log.
+    (directory / "apache.seen").touch()
     command = ["apache2", "-f", str(configuration), "-D", "FOREGROUND"]
     program = Program(namespace, command, cwd=directory)
     try:

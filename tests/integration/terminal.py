@@ -8,6 +8,7 @@ import select
 import subprocess
 import termios
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from integration.netns import DEADLINE
@@ -86,6 +87,13 @@ class Terminal:
         before = self.seen[self._read : found]
         self._read = found + len(text)
         return before
+
+    @property
+    def job(self) -> int:
+        """The process that the shell has started, and not yet waited for."""
+        pid = self._shell.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        return int(child)
 
     def prompt(self) -> str:
         """Wait for the shell's prompt; returns what was shown before it."""

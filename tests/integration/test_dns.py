@@ -19,6 +19,7 @@ import sidecar
 from sidecar.addresses import SocketAddress
 
 if TYPE_CHECKING:
+    import socket
     import subprocess
     from collections.abc import Iterator
 
@@ -70,7 +71,12 @@ class Machine:
         )
 
     def log(self, *words: str, check: bool = True) -> list[dict[str, object]]:
-        """Run `sidecar exec --log FILE WORDS`, and read the log."""
+        """Run `sidecar exec --log FILE WORDS`; what the log has, but for DNS questions."""
+        lines = self.whole_log(*words, check=check)
+        return [each for each in lines if each["listener"] != "dns"]
+
+    def whole_log(self, *words: str, check: bool = True) -> list[dict[str, object]]:
+        """Likewise; all that the log has."""
         path = self.directory / "log"
         path.unlink(missing_ok=True)
         self.exec("--log", str(path), *words, check=check)
@@ -105,17 +111,18 @@ def greeting(machine: Machine, *addresses: str, port: int) -> Iterator[None]:
         for address in addresses:
             listener = stack.enter_context(machine.namespace.listen(SocketAddress(address, port)))
 
-            def serve() -> None:
-                try:
-                    connection, _ = listener.accept()  # noqa: B023 - started at once
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"220 hello\r\n")
-                    connection.recv(1)
-
-            Thread(target=serve, daemon=True).start()
+            Thread(target=_greet, args=(listener,), daemon=True).start()
         yield
+
+
+def _greet(listener: socket.socket) -> None:
+    try:
+        connection, _ = listener.accept()
+    except OSError:
+        return
+    with connection:
+        connection.sendall(b"220 hello\r\n")
+        connection.recv(1)
 
 
 GREETED = """
@@ -229,6 +236,22 @@ class TestLibc:
         # EAI_NONAME; EAI_AGAIN would be that nobody answered.
         assert "-2\n" == done.stdout
         assert [] == machine.names.asked
+
+
+class TestLog:
+    def test_questions(self, machine: Machine) -> None:
+        """Names that left, and those that were not let, are in the log."""
+        words = ("--default", "deny", "--allow", "www.example.com")
+        script = (
+            "for each in www.example.com evil.example localhost; do getent ahostsv4 $each; done"
+        )
+        lines = machine.whole_log(*words, "--", "sh", "-c", script, check=False)
+        found = {(each["name"], each["type"], each["verdict"], each["rcode"]) for each in lines}
+        assert {
+            ("www.example.com", "A", "allow", "NOERROR"),
+            ("evil.example", "A", "deny", "NXDOMAIN"),
+        } == found
+        assert [HERE] in [each["addresses"] for each in lines]
 
 
 class TestNamedByDns:

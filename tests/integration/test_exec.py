@@ -209,6 +209,7 @@ class TestRelayed:
 class TestRefused:
     def test_http(self, stage: Stage, pair: Pair, port: int) -> None:
         """By default only what is public may be reached; an HTTP client is told so."""
+        stage.patiently = True
         server = pair.far.at("ipv4", port)
         with Origin(pair.far.namespace, server, http_page) as origin:
             done = stage.run(
@@ -231,8 +232,9 @@ class TestRefused:
         program = (
             "import socket, sys\n"
             "sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
-            "sock.sendall(b'\\0\\0')\n"
             "try:\n"
+            # Who is slow to speak is reset before.
+            "    sock.sendall(b'\\0\\0')\n"
             "    sock.recv(1)\n"
             "except ConnectionResetError:\n"
             "    print('reset')\n"
@@ -269,8 +271,9 @@ class TestRefused:
     def test_nobody_listens(self, stage: Stage, pair: Pair, family: Family, port: int) -> None:
         """A server that refuses looks like one that hangs up."""
         done = stage.run("curl", "-sS", "--globoff", f"http://{pair.far.at(family, port)}/")
-        # Whether curl sees the connection or its reset first is a matter of luck.
-        assert done.status in {7, 52, 56}
+        # Whether curl sees the connection or its reset first, and that before it has sent its
+        # request or after, is a matter of luck.
+        assert done.status in {7, 52, 55, 56}
         assert ["connection_refused"] == [line["end"] for line in done.log]
 
 
@@ -374,8 +377,9 @@ class TestOwnLoopback:
     def test_own_listener(self, stage: Stage) -> None:
         """Who dials the proxy's listener itself is reset."""
         done = stage.run("curl", "-sS", "http://127.0.0.1:61453/")
-        # Whether curl sees the connection or the reset first is a matter of luck.
-        assert done.status in {7, 56}
+        # Whether curl sees the connection or the reset first, and that before it has sent its
+        # request or after, is a matter of luck.
+        assert done.status in {7, 55, 56}
         assert ["not_intercepted"] == [line["reason"] for line in done.log]
 
     def test_address_that_is_not_there(self, stage: Stage, pair: Pair, port: int) -> None:

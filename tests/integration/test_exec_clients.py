@@ -139,7 +139,7 @@ class Client:
         protocol, host_from: What the log says of it.
         process: What the process calls itself that connects.
         shows: A part of what it prints when it is served; None if that is an error of its own.
-        slow: Whether it may take so long to speak, on a busy machine, that it counts as silent.
+        speaks: Whether it says something before it has heard its server.
         refused: A pattern that what it prints has when its connection is denied.
     """
 
@@ -150,13 +150,7 @@ class Client:
     host_from: str
     refused: str
     shows: str = PAGE
-    slow: bool = False
-
-    @property
-    def says(self) -> set[tuple[str, str]]:
-        """Who may have named the host, with what the client speaks then."""
-        said = {(self.host_from, self.protocol)}
-        return said | {("dns", "tcp")} if self.slow else said
+    speaks: bool = True
 
     def words(self, directory: Path) -> list[str]:
         """The command."""
@@ -205,10 +199,9 @@ _CLIENTS = {
     ),
     "git-https": Client(
         ("env", f"GIT_SSL_CAINFO={_CA}", "git", "ls-remote", f"https://{NAME}/repository.git"),
-        # GnuTLS names no alert; and reads all authorities before it speaks.
+        # GnuTLS names no alert.
         *(443, "git-remote-http", "tls", "sni", "unable to access"),
         shows="refs/heads/main",
-        slow=True,
     ),
     "ssh": Client(
         ("ssh", "-v", "-F", "none", "-o", "BatchMode=yes", "-p", str(SSH), NAME),
@@ -219,6 +212,7 @@ _CLIENTS = {
         ("python3", "-c", _GREETED, NAME, str(SSH)),
         *(SSH, "python3", "tcp", "dns", "ConnectionResetError"),
         shows=BANNER,
+        speaks=False,
     ),
     # It has been refused before it has said a name.
     "static": Client(
@@ -326,6 +320,7 @@ def _machine_in(directory: Path) -> Iterator[Machine]:
 def machine(_machine: Machine, request: pytest.FixtureRequest) -> Machine:
     """Each user in turn."""
     _machine.stage.user = request.param
+    _machine.stage.patiently = True
     _machine.names.asked.clear()
     return _machine
 
@@ -343,6 +338,7 @@ def client(request: pytest.FixtureRequest) -> Client:
 class TestConnections:
     def test_allowed(self, machine: Machine, client: Client) -> None:
         """It gets what it came for, and the log says by which name it was allowed."""
+        machine.stage.patiently = client.speaks
         done = machine.stage.run(
             *client.words(machine.directory),
             options=["--default", "deny", "--allow", f"{NAME}:{client.port}", "--fail-on-deny"],
@@ -354,13 +350,14 @@ class TestConnections:
             assert ["exec", NAME, "allow", "rule"] == facts(
                 line, "listener", "host", "verdict", "reason"
             )
-            assert (line["host_from"], line["protocol"]) in client.says
+            assert [client.host_from, client.protocol] == facts(line, "host_from", "protocol")
             assert f"{NAME}:{client.port} (--allow)" == line["rule"]
             assert client.process == line["process"]["command"]
             assert line["upstream"] in {f"{HERE}:{client.port}", f"[{HERE6}]:{client.port}"}
 
     def test_denied(self, machine: Machine, client: Client) -> None:
         """It is told in its own language, or reset; and what it meant is in the log."""
+        machine.stage.patiently = client.speaks
         done = machine.stage.run(
             *client.words(machine.directory),
             # It may look the name up.
@@ -376,7 +373,7 @@ class TestConnections:
             )
         line = done.log[-1]
         assert NAME == line["host"]
-        assert (line["host_from"], line["protocol"]) in client.says
+        assert [client.host_from, client.protocol] == facts(line, "host_from", "protocol")
         assert client.process == line["process"]["command"]
 
 

@@ -126,7 +126,7 @@ def stage(
         directory.chmod(0o777)
         for file, text in _FILES.items():
             (directory / file).write_text(text, encoding="ascii")
-        yield Stage(machine[0], directory, request.param, files=directory)
+        yield Stage(machine[0], directory, request.param, files=directory, patiently=True)
 
 
 def curl(*names: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ RECORDS = [
     *a("two.example.com", HERE),
     *a("three.example.com", HERE),
     *a("db.corp.example", PRIVATE),
+    *a("short.home.example", HERE),
     record("text.example.com", dns.Record_TXT(b"hello")),
 ]
 PORT = 8080
@@ -39,7 +41,7 @@ _WITH_FILES = (
     ' do mount --bind "$0/$each" "/etc/$each" || exit 99; done; exec "$@"'
 )
 _FILES = {
-    "resolv.conf": "nameserver 127.0.0.1\noptions timeout:5 attempts:1\n",
+    "resolv.conf": "nameserver 127.0.0.1\nsearch home.example\noptions timeout:5 attempts:1\n",
     "nsswitch.conf": "hosts: files dns\n",
     "hosts": f"127.0.0.1 localhost\n{THERE} fromfile.example\n",
 }
@@ -124,6 +126,20 @@ def test_second_run_passes(machine: Machine, tmp_path: Path) -> None:
     assert 77 == denied.returncode
 
 
+def test_short_name(machine: Machine, tmp_path: Path) -> None:
+    """A name that is one by the search list alone is learned as the program has it."""
+    policy = tmp_path / "policy.toml"
+    command = ("--", "curl", "-sS", "-o", "/dev/null", "--max-time", "10", f"http://short:{PORT}/")
+    first = machine.exec("--learn", str(policy), *command)
+    assert (0, f"sidecar exec: learned 1 rule into {policy}\n") == (first.returncode, first.stderr)
+    assert [f"short:{PORT}"] == [each.text for each in load_file(str(policy)).policy.allow]
+    second = machine.exec("--policy", str(policy), "--fail-on-deny", *command)
+    assert (0, "") == (second.returncode, second.stderr)
+    other = machine.exec("--policy", str(policy), "--", "getent", "hosts", "other.home.example")
+    assert 2 == other.returncode
+    assert "other.home.example" not in {name for name, *_ in machine.name_server.asked}
+
+
 def test_nothing_found(machine: Machine, tmp_path: Path) -> None:
     """Nor is a lookup a denial that found nothing; what apt makes of a name never is one."""
     policy = tmp_path / "policy.toml"
@@ -172,6 +188,20 @@ def test_added(machine: Machine, tmp_path: Path) -> None:
         *("--policy", str(policy), "--fail-on-deny", "--", "sh", "-c", PRIVATE_BUILD)
     )
     assert (0, "") == (second.returncode, second.stderr)
+
+
+def test_made_meanwhile(machine: Machine, tmp_path: Path) -> None:
+    """A file that comes to be while the command runs is added to; also by several at once."""
+    policy = tmp_path / "policy.toml"
+    made = f"test -e {policy} || printf '[policy]\\ndefault = \"deny\"\\n' > {policy}"
+    fetch = f"curl -sS -o /dev/null --max-time 10 http://$0.example.com:{PORT}/"
+    words = ("--learn", str(policy), "--", "sh", "-c", f"{made}; {fetch}")
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(machine.exec, *words, name) for name in ("one", "two", "three")]
+        done = [run.result() for run in runs]
+    learned = f"sidecar exec: learned 1 rule into {policy}\n"
+    assert [(0, learned)] * 3 == [(each.returncode, each.stderr) for each in done]
+    assert 3 == len(load_file(str(policy)).policy.allow)
 
 
 @pytest.mark.parametrize(

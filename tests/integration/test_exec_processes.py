@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from identities import (
+    NO_UNSHARE,
     NOBODY,
     in_user_namespace,
     needs_root,
@@ -302,8 +304,9 @@ class TestNobodyLeft:
         """Who outlives the command is told to end, and may tidy up."""
         done = stage.run(
             *("sh", "-c"),
-            "(trap 'touch tidied; exit' TERM; cd $0; echo; while :; do sleep 0.01; done) |"
-            " (read ready; cat > /dev/null) & sleep 0.2; exit 4",
+            "cd $0; mkfifo ready;"
+            " (trap 'touch tidied; exit' TERM; echo > ready; while :; do sleep 0.01; done) &"
+            " read line < ready; exit 4",
             str(stage.directory),
         )
         assert 4 == done.status
@@ -357,15 +360,28 @@ class TestNobodyLeft:
     def test_network_namespace_goes(self, stage: Stage) -> None:
         """No network namespace is left, and nothing is new in ours."""
         before = stage.namespace.run(["sh", "-c", "nft list ruleset; ip address; ip route"]).stdout
-        namespace = stage.run("readlink", "/proc/self/ns/net").output.strip()
-        assert namespace.startswith("net:[")
+        process = stage.start(
+            "sh", "-c", "echo ready; read line", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        ready(process)
+        # As long as it is open, no other test's namespace gets its number.
+        with Path(f"/proc/{inside(proxy(process))[2]}/ns/net").open() as opened:
+            namespace = f"net:[{os.fstat(opened.fileno()).st_ino}]"
+            process.communicate("\n", timeout=DEADLINE)
+            assert namespace != str(Path("/proc/self/ns/net").readlink())
+            held = self.held()
+        assert namespace not in held
+        after = stage.namespace.run(["sh", "-c", "nft list ruleset; ip address; ip route"]).stdout
+        assert before == after
+
+    @staticmethod
+    def held() -> set[str]:
+        """The network namespaces that processes are in."""
         held = set()
         for each in Path("/proc").glob("[0-9]*/ns/net"):
             with suppress(OSError):
                 held.add(str(each.readlink()))
-        assert namespace not in held
-        after = stage.namespace.run(["sh", "-c", "nft list ruleset; ip address; ip route"]).stdout
-        assert before == after
+        return held
 
 
 class TestUnderWay:
@@ -394,11 +410,16 @@ class TestUnderWay:
 
     def test_signal(self, stage: Stage, pair: Pair, port: int) -> None:
         """Who doesn't want to wait for a slow server may say so."""
+        over = threading.Event()
 
         def dawdle(connection: socket.socket) -> None:
+            # The last, which the kernel's buffers hold by then, takes many seconds.
+            left = 26_000_000
             with suppress(ConnectionResetError):
-                while connection.recv(65536):
-                    time.sleep(0.02)
+                while part := connection.recv(65536):
+                    left -= len(part)
+                    if left < 0:
+                        over.wait(0.1)
 
         server = pair.far.at("ipv4", port)
         with Origin(pair.far.namespace, server, dawdle):
@@ -410,9 +431,11 @@ class TestUnderWay:
             # The command holds it until it ends.
             assert "" == process.stdout.read()
             process.stdout.close()
-            time.sleep(0.2)
+            # Until it knows: a signal before would be the command's.
+            wait_for(lambda: inside(proxy(process)) == [])
             process.terminate()
             assert 128 + signal.SIGTERM == process.wait(DEADLINE)
+            over.set()
 
 
 @needs_root
@@ -553,13 +576,8 @@ class TestLess:
 
     def test_seccomp(self, pair: Pair) -> None:
         """A container's filter is named, with what the container needs."""
-        filtered = Path(__file__).parent.parent / "linux/test_namespaces.py"
-        program: dict[str, str] = {}
-        text = filtered.read_text()
-        start = text.index('FILTERED = """') + len('FILTERED = """')
-        program["filter"] = text[start : text.index('"""', start)]
         command = sidecar("exec", "--", "echo", "ran")
-        command[2] = f"{program['filter']}\n{command[2]}"
+        command[2] = f"{NO_UNSHARE}\n{command[2]}"
         done = pair.near.namespace.run(without_capabilities(command), check=False)
         assert (125, "") == (done.returncode, done.stdout)
         assert done.stderr.startswith("sidecar exec: a seccomp filter, as containers have one")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from identities import NOBODY, as_nobody
 from integration.exec_stage import Stage
 from integration.netns import DEADLINE, Pair
 from integration.origins import PAGE, Origin, http_page
+from integration.proxy import eventually
 from nameservers import Scripted, a
 from twisted.names import dns
 
@@ -37,6 +40,37 @@ done
 curl -sS --max-time 10 "$1"
 ! curl -sS --max-time 10 -o /dev/null "$2"
 exit 7
+"""
+
+
+# Writes into the program that is running, as what is mapped of a file is what it says now;
+# then has it run.
+IN_PLACE = r"""
+import os, signal, socket, sys
+path, how = sys.argv[1:]
+if how == "stopped":
+    leader, (ready, tell) = os.getpid(), os.pipe()
+    if os.fork():
+        # Everybody whom the command can stop.
+        os.read(ready, 1)
+        os.kill(0, signal.SIGSTOP)
+    os.setsid()
+    os.write(tell, b"!")
+    while open(f"/proc/{leader}/stat").read().rpartition(")")[2].split()[0] != "T":
+        pass
+flags = {"truncate": os.O_WRONLY | os.O_TRUNC, "at once": os.O_WRONLY | os.O_NONBLOCK}
+while True:
+    try:
+        descriptor = os.open(path, flags.get(how, os.O_RDWR))
+        break
+    except BlockingIOError:
+        pass
+os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
+print("written", flush=True)
+try:
+    socket.create_connection(("198.51.100.9", 9), 5).recv(1)
+except OSError:
+    pass
 """
 
 
@@ -151,3 +185,75 @@ def test_names_without_the_c_library(directory: Path, pair: Pair, port: int) -> 
     assert set() == after - before
     asked = {(name, kind) for name, kind, _ in names.asked}
     assert {(NAME, dns.A), (NAME, dns.AAAA), (OTHER, dns.A), (OTHER, dns.AAAA)} == asked
+
+
+class InPlace:
+    """A module of nobody's that sidecar has imported, and a command that writes into it."""
+
+    def __init__(self, directory: Path, pair: Pair, how: str) -> None:
+        found = importlib.util.find_spec("msgspec")
+        assert found is not None
+        assert found.origin is not None
+        shutil.copytree(Path(found.origin).parent, directory / "site" / "msgspec")
+        (self.path,) = (directory / "site" / "msgspec").glob("_core*.so")
+        other = directory / "other"
+        os.link(self.path, other)
+        for path in [directory / "site" / "msgspec", self.path]:
+            os.chown(path, NOBODY, NOBODY)
+        self.before = self.path.read_bytes()
+        program = (
+            f"import sys; sys.path[:] = [{str(directory / 'site')!r}, *{sys.path!r}];"
+            " from sidecar.cli import main; sys.exit(main())"
+        )
+        command = [sys.executable, "-c", program, "exec", "-q", "--summary", "none", "--"]
+        command += ["python3", "-c", IN_PLACE, str(other if how == "linked" else self.path), how]
+        with pair.near.namespace.entered():
+            self.process = subprocess.Popen(
+                as_nobody(command, directory / "stash"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+
+    def assert_ended(self) -> None:
+        """See that all was ended, and nothing written."""
+        output, errors = self.process.communicate(timeout=DEADLINE)
+        expected = f"{self.path} was opened for writing, and sidecar runs from it: all was ended"
+        assert (125, "", f"sidecar exec: {expected}\n") == (
+            *(self.process.returncode, output, errors),
+        )
+        assert self.before == self.path.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["open", "truncate", "at once", "linked"])
+def test_overwritten_in_place(directory: Path, pair: Pair, how: str) -> None:
+    """Nor is what has been imported changed any more: before that, all is ended."""
+    InPlace(directory, pair, how).assert_ended()
+
+
+def test_overwritten_while_stopped(directory: Path, pair: Pair) -> None:
+    """Not even while sidecar is stopped, and can't be told."""
+    made = InPlace(directory, pair, "stopped")
+    try:
+        pid = made.process.pid
+        eventually("T", lambda: state(pid))
+        # Its child is stopped as well; pid 1, which is that one's, is not.
+        eventually("Z", lambda: state(only_child(only_child(pid))))
+        os.kill(pid, signal.SIGCONT)
+        os.kill(only_child(pid), signal.SIGCONT)
+        made.assert_ended()
+    finally:
+        made.process.kill()
+        made.process.communicate(timeout=DEADLINE)
+
+
+def only_child(pid: int) -> int:
+    """The one child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def state(pid: int) -> str:
+    """A process's state (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

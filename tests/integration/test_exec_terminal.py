@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -55,19 +56,23 @@ class Desk:
         self.stage = stage
         self._jobs = 0
 
-    def exec(self, *command: str, limits: dict[str, str] | None = None) -> None:
+    def exec(
+        self, *command: str, limits: dict[str, str] | None = None, afterwards: str = ""
+    ) -> None:
         """Type `sidecar exec -- COMMAND`, and see it begin.
 
         Args:
             command: What to run.
             limits: Of a user namespace around it.
+            afterwards: What else a script does that runs it.
         """
         # In a file: a terminal takes no line of more than 4095 characters.
         script = self.stage.directory / f"job{self._jobs}"
         self._jobs += 1
         words = self.stage.command(*SILENTLY, "--", *command)
         line = shlex.join(words if limits is None else in_user_namespace(limits, words))
-        script.write_text(f"echo started\nexec {line}\n")
+        how = "" if afterwards else "exec "
+        script.write_text(f"echo started\n{how}{line}\n{afterwards}\n")
         self.terminal.type(f"sh {script}\n")
         self.terminal.expect("started\n")
 
@@ -80,6 +85,18 @@ class Desk:
                 if name.endswith(f"({of}"):
                     found.append(rest.split()[0])
         return found
+
+    def jobs(self) -> str:
+        """What the shell believes of its jobs."""
+        self.terminal.type("jobs\n")
+        return self.terminal.prompt()
+
+    def holds_stops(self) -> bool:
+        """Whether a Ctrl-Z would not stop us at once (proc(5): SigBlk)."""
+        status = Path(f"/proc/{self.terminal.job}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines())
+        blocked = int(fields["SigBlk"], 16) >> (signal.SIGTSTP - 1) & 1
+        return bool(blocked) and not fields["State"].startswith("T")
 
     @property
     def marked(self) -> Marked:
@@ -123,7 +140,11 @@ class TestInterrupt:
 
     def test_handled(self, desk: Desk) -> None:
         """A command that handles Ctrl-C gets it once, and lives on, and so do we."""
-        script = "trap 'echo got' INT; echo ready; sleep 0.3; sleep 0.3; read line; exit 5"
+        # Not while it reads, which that would end.
+        script = (
+            "trap 'echo got; got=yes' INT; echo ready;"
+            " while [ ! $got ]; do sleep 0.01; done; read line; exit 5"
+        )
         desk.exec("sh", "-c", script)
         desk.terminal.expect("ready\n")
         desk.terminal.type("\x03")
@@ -167,7 +188,7 @@ class TestStop:
             desk.terminal.type("fg\n")
             desk.terminal.expect("back\n")
             # The command goes on before we do.
-            time.sleep(0.3)
+            wait_for(desk.holds_stops)
         desk.terminal.type("\x03")
         desk.terminal.prompt()
 
@@ -182,7 +203,7 @@ class TestStop:
         desk.terminal.prompt()
         wait_for(lambda: desk.state(of="sh") == ["T"])
         # We, too: a shell doesn't continue what it believes to be running.
-        wait_for(lambda: "T" in desk.state(of=Path(sys.executable).name))
+        wait_for(lambda: "Stopped" in desk.jobs())
         desk.terminal.type("fg\n")
         desk.terminal.type("hello\n")
         desk.terminal.expect("hello again\n")
@@ -214,10 +235,15 @@ class TestStop:
         desk.terminal.expect("ready\n")
         desk.terminal.type("\x1a")
         desk.terminal.prompt()
-        desk.terminal.type("kill %1; fg\n")
-        desk.terminal.prompt()
-        desk.terminal.type("echo status $?\n")
-        assert "status 143\n" == desk.terminal.prompt()
+        desk.terminal.type("kill %1\n")
+        shown = [desk.terminal.prompt()]
+
+        def ended() -> bool:
+            shown.append(desk.jobs())
+            return "Exit" in "".join(shown)
+
+        wait_for(ended)
+        assert "Exit 143" in "".join(shown)
 
 
 class TestInput:
@@ -248,6 +274,24 @@ class TestInput:
         desk.terminal.type("cat\n")
         desk.terminal.type("still ours\n\x04")
         desk.terminal.expect("still ours\n")
+        desk.terminal.prompt()
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_after_a_shell(self, desk: Desk, inside: bool) -> None:
+        """What reads after a shell inside has the terminal, which that one can't give back."""
+        shell = "bash --norc --noprofile --noediting -i"
+        reads = "echo back; read line; echo got $line"
+        if inside:
+            desk.exec("sh", "-c", f"{shell}; {reads}")
+        else:
+            desk.exec(*shell.split(), afterwards=reads)
+        desk.terminal.prompt()
+        desk.terminal.type("sleep 0\n")
+        desk.terminal.prompt()
+        desk.terminal.type("exit\n")
+        desk.terminal.expect("back\n")
+        desk.terminal.type("a line\n")
+        desk.terminal.expect("got a line\n")
         desk.terminal.prompt()
 
 

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.thorough
 
 _DENYING, _HASTY, _OTHER = 8011, 8012, 8013
-_LIMITS = """\
+_HASTE = """\
 [limits]
 connect_timeout = 1.0
 [http.limits]
 response_timeout = 1.0
 head_timeout = 1.0
+"""
+_LIMITS = """\
+[http.limits]
 body_bytes = 1000
 """
 
@@ -155,14 +158,24 @@ class TestFailures:
     @pytest.fixture(scope="class", name="hasty")
     @classmethod
     def _hasty(cls, stage: HttpStage) -> Iterator[Sidecar]:
+        """One that doesn't wait, for tests that are about that."""
         file = stage.directory / "hasty.toml"
-        file.write_text(_LIMITS, encoding="ascii")
+        file.write_text(_HASTE, encoding="ascii")
         with stage.proxied("--config", str(file), listener=on(_HASTY), ports=[_HASTY]) as made:
             yield made
 
-    def fetch(self, stage: HttpStage, url: str, *flags: str) -> Curled:
-        """Ask the one that doesn't wait."""
-        return stage.curl(*flags, url, proxy=f"http://127.0.0.1:{_HASTY}", facts="%{http_code}")
+    @pytest.fixture(scope="class", name="strict")
+    @classmethod
+    def _strict(cls, stage: HttpStage) -> Iterator[Sidecar]:
+        """One that takes little."""
+        file = stage.directory / "strict.toml"
+        file.write_text(_LIMITS, encoding="ascii")
+        with stage.proxied("--config", str(file), listener=on(_OTHER), ports=[_OTHER]) as made:
+            yield made
+
+    def fetch(self, stage: HttpStage, url: str, *flags: str, port: int = _OTHER) -> Curled:
+        """Ask one of them."""
+        return stage.curl(*flags, url, proxy=f"http://127.0.0.1:{port}", facts="%{http_code}")
 
     def check(self, curled: Curled, status: int, error: str, details: str) -> None:
         """See whether it is the answer that is expected."""
@@ -171,25 +184,25 @@ class TestFailures:
         assert curled.body.startswith("sidecar: ")
         assert curled.body.isascii()
 
-    def test_refused(self, stage: HttpStage, hasty: Sidecar) -> None:
+    def test_refused(self, stage: HttpStage, strict: Sidecar) -> None:
         """Nobody listens: 502."""
         host, address = stage.host(), stage.address()
         curled = self.fetch(stage, f"http://{host}:{address.port}/")
         self.check(curled, 502, "connection_refused", "connection_refused")
-        line = hasty.line(host=host)
+        line = strict.line(host=host)
         assert [502, "allow", "connection_refused", str(address)] == facts(
             line, "status", "verdict", "end", "upstream"
         )
 
-    def test_no_such_name(self, stage: HttpStage, hasty: Sidecar) -> None:
+    def test_no_such_name(self, stage: HttpStage, strict: Sidecar) -> None:
         """The name has no address, or nobody can be asked: 502, of a tunnel as well."""
         self.check(self.fetch(stage, "http://no-such.invalid/"), 502, "dns_error", "dns_error")
         tunnelled = stage.curl(
-            *("https://no-such.invalid/", "--proxy", f"http://127.0.0.1:{_HASTY}"),
+            *("https://no-such.invalid/", "--proxy", f"http://127.0.0.1:{_OTHER}"),
             facts="%{http_connect}",
         )
         assert (56, ["502"]) == (tunnelled.exit, tunnelled.facts)
-        lines = hasty.wait_for_lines(2, host="no-such.invalid", status=502, end="dns_error")
+        lines = strict.wait_for_lines(2, host="no-such.invalid", status=502, end="dns_error")
         assert ["GET", "CONNECT"] == [line["method"] for line in lines]
 
     def test_unreachable(self, stage: HttpStage, hasty: Sidecar) -> None:
@@ -197,12 +210,12 @@ class TestFailures:
         host, address = stage.host(), stage.address()
         with ExitStack() as stack:
             stack.enter_context(stage.namespace.listen(address, backlog=0))
-            # As many as it takes: from then on SYNs are dropped.
-            for _ in range(2):
-                filler = stack.enter_context(stage.namespace.tcp_socket(address.family))
-                filler.setblocking(False)
-                filler.connect_ex((address.host, address.port))
-            curled = self.fetch(stage, f"http://{host}:{address.port}/")
+            # There is room for one: from then on SYNs are dropped.
+            stack.enter_context(stage.namespace.connect(address))
+            filler = stack.enter_context(stage.namespace.tcp_socket(address.family))
+            filler.setblocking(False)
+            filler.connect_ex((address.host, address.port))
+            curled = self.fetch(stage, f"http://{host}:{address.port}/", port=_HASTY)
         self.check(curled, 504, "connection_timeout", "connection_timeout")
         assert ["connection_timeout", 504] == facts(hasty.line(host=host), "end", "status")
 
@@ -225,6 +238,7 @@ class TestFailures:
         self,
         stage: HttpStage,
         hasty: Sidecar,
+        strict: Sidecar,
         says: bytes | None,
         status: int,
         error: str,
@@ -242,12 +256,13 @@ class TestFailures:
             else:
                 connection.sendall(says)
 
+        port, sidecar = (_HASTY, hasty) if says is None else (_OTHER, strict)
         with Origin(stage.namespace, address, handle):
-            curled = self.fetch(stage, f"http://{host}:{address.port}/")
+            curled = self.fetch(stage, f"http://{host}:{address.port}/", port=port)
         self.check(curled, status, error, details)
-        assert status == hasty.line(host=host)["status"]
+        assert status == sidecar.line(host=host)["status"]
 
-    def test_too_large(self, stage: HttpStage, hasty: Sidecar) -> None:
+    def test_too_large(self, stage: HttpStage, strict: Sidecar) -> None:
         """A content beyond the limit: 413, and the server doesn't hear of it."""
         host, address = stage.host(), stage.address()
         url = f"http://{host}:{address.port}/"
@@ -255,18 +270,18 @@ class TestFailures:
             curled = self.fetch(stage, url, "--data", "x" * 1001)
         self.check(curled, 413, "http_request_error", "content_too_large")
         assert [] == requests
-        assert [413, "content_too_large"] == facts(hasty.line(host=host), "status", "reason")
+        assert [413, "content_too_large"] == facts(strict.line(host=host), "status", "reason")
 
     @pytest.mark.parametrize(
         ("target", "status"),
         [("/page", 400), ("https://localhost/", 501), ("ftp://localhost/", 501)],
     )
-    def test_not_for_us(self, stage: HttpStage, hasty: Sidecar, target: str, status: int) -> None:
+    def test_not_for_us(self, stage: HttpStage, strict: Sidecar, target: str, status: int) -> None:
         """A request that isn't a proxy's, or of another scheme, says so."""
         curled = self.fetch(stage, f"http://127.0.0.1:{HTTP}/", "--request-target", target)
         assert [str(status)] == curled.facts, curled
         assert "CONNECT" in curled.body
-        hasty.wait_for_lines(1, status=status, end="http_request_error")
+        strict.wait_for_lines(1, status=status, end="http_request_error")
 
     def test_slow_head(self, stage: HttpStage, hasty: Sidecar) -> None:
         """A head that doesn't come to its end: 408, and the end."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from integration.http_stage import HTTP, HTTPS, PAGE, PROXY, HttpStage, facts, http_stage, needs
+from integration.proxy import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,8 +115,10 @@ def test_ipv6(stage: HttpStage, sidecar: Sidecar, scheme: str) -> None:
     # The certificate has no addresses.
     curled = stage.curl("--insecure", f"{scheme}://[::1]:{port}/page?{scheme}")
     assert (0, PAGE) == (curled.exit, curled.body), curled
-    [line] = [line for line in stage.seen() if f"?{scheme} " in line[0]]
-    assert f"[::1]:{port}" == line[1]
+    # nginx logs a request when it has been answered.
+    eventually(
+        [f"[::1]:{port}"], lambda: [line[1] for line in stage.seen() if f"?{scheme} " in line[0]]
+    )
     logged = sidecar.line(destination=f"[::1]:{port}")
     assert [None, f"[::1]:{port}", 200] == facts(logged, "host", "upstream", "status")
 

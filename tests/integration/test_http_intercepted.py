@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.thorough
 
-_ONE = f'[policy]\ndefault = "deny"\nallow = ["{ALLOWED}"]\n'
-_BOTH = f'[policy]\ndefault = "deny"\nallow = ["{ALLOWED}", "{OTHER}"]\n'
+# Clients that are slow on a busy machine aren't silent.
+_LIMITS = "[limits]\nsilence = 20.0\n"
+_ONE = f'{_LIMITS}[policy]\ndefault = "deny"\nallow = ["{ALLOWED}"]\n'
+_BOTH = f'{_LIMITS}[policy]\ndefault = "deny"\nallow = ["{ALLOWED}", "{OTHER}"]\n'
 
 
 @pytest.fixture(scope="module", name="stage")

@@ -412,8 +412,9 @@ class TestSlow:
         self, client: socket.socket, first: bytes, *, every: float = 0.05
     ) -> tuple[bytes, float]:
         """Send a byte now and then until the answer is there."""
-        client.sendall(first)
+        # Before: the proxy may hear of it before we go on.
         started = time.monotonic()
+        client.sendall(first)
         while not select.select([client], [], [], every)[0]:
             with suppress(ConnectionError):
                 client.send(b"x")
@@ -430,11 +431,12 @@ class TestSlow:
             got, took = self.drip(client, first)
         (told,) = answers(got)
         assert (408, b"close") == (told.status, told.field(b"Connection"))
-        assert _SHORT <= took < 2 * _SHORT
+        # If each byte were given a second, there would be no end.
+        assert _SHORT <= took < DEADLINE / 2
 
     def test_many_heads(self, namespace: Namespace, hurried: Sidecar) -> None:
         """Three hundred at once cost little, and go together."""
-        descriptors = hurried.descriptors()
+        descriptors = hurried.idle_descriptors()
         peak = Peak(hurried)
         with ExitStack() as stack:
             connected = [stack.enter_context(namespace.connect(_HURRIED)) for _ in range(300)]
@@ -443,7 +445,9 @@ class TestSlow:
             for _ in range(5):
                 time.sleep(_SHORT / 10)
                 for client in connected:
-                    client.send(b"x")
+                    # On a busy machine, the second of the first is over before.
+                    with suppress(ConnectionError):
+                        client.send(b"x")
             for client in connected:
                 (told,) = answers(talk(client))
                 assert 408 == told.status
@@ -475,15 +479,15 @@ class TestSlow:
             got, took = self.drip(client, head)
             (told,) = answers(got)
             assert 408 == told.status
-            assert took < 3 * _SHORT
+            assert took < DEADLINE / 2
             eventually(["reset"], lambda: ends)
 
     def test_silent(self, namespace: Namespace, hurried: Sidecar) -> None:
         """A client that is silent between requests is let go, and told nothing."""
+        started = time.monotonic()
         with namespace.connect(_HURRIED) as client:
-            started = time.monotonic()
             assert b"" == talk(client)
-            assert _SHORT <= time.monotonic() - started < 2 * _SHORT
+            assert _SHORT <= time.monotonic() - started < DEADLINE / 2
 
     def test_silent_origin(self, namespace: Namespace, hurried: Sidecar, port: int) -> None:
         """An origin that doesn't answer is 504."""
@@ -606,10 +610,11 @@ def test_out_of_descriptors(namespace: Namespace, outside: Path, port: int) -> N
     origin = SocketAddress("127.0.0.1", port)
     address = SocketAddress("127.0.0.1", 3130)
     request = f"GET {_url(origin)} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    over = threading.Event()
+    asked, over = threading.Event(), threading.Event()
 
     def handle(connection: socket.socket) -> None:
         if b"/slow" in _head(connection):
+            asked.set()
             over.wait(DEADLINE)
         connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello")
 
@@ -620,6 +625,8 @@ def test_out_of_descriptors(namespace: Namespace, outside: Path, port: int) -> N
         namespace.connect(address) as slow,
     ):
         slow.sendall(request.replace(b"/ HTTP", b"/slow HTTP"))
+        # Its way to the origin is made, before there are no descriptors for that.
+        assert asked.wait(DEADLINE)
         early.sendall(request)
         _until_body(early)
         soft, hard = resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE)

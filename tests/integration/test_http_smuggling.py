@@ -150,7 +150,7 @@ def test_chunks_that_are_right(stage: SmugglingStage, origin: str, pieces: int) 
     (told,) = answers(stage.tell(sent[:middle], sent[middle:], finish=True))
     assert told.status in {200, 405}
     stage.fence(origin)
-    assert 1 == len(stage.seen(origin, f"/{attack.serial} "))
+    assert 1 == len(stage.seen(origin, f"/{attack.serial} ", 1))
     if origin == "python":
         (request,) = (each for each in stage.python.requests if f"/{attack.serial} " in each.line)
         assert b"hello" + hidden == request.body
@@ -180,7 +180,7 @@ def test_hidden_in_a_body(stage: SmugglingStage, origin: str, fields: bytes, met
     # What they think of methods and bodies is their affair; that it is one request isn't.
     assert told.status in {200, 400, 405, 501}
     stage.fence(origin)
-    (seen,) = stage.seen(origin, f"/{attack.serial} ")
+    (seen,) = stage.seen(origin, f"/{attack.serial} ", 1)
     line = b"%b /judged/%d HTTP/1.1" % (method, attack.serial)
     assert (line.decode(), attack.host.decode()) == (seen.line, seen.host)
     if origin == "python":
@@ -236,7 +236,7 @@ def test_pipelined(stage: SmugglingStage, origin: str) -> None:
         assert [200, 403, 400, 403] == [first, denied, unclear, denied_too]
         assert {second, third} <= posts
     stage.fence(origin)
-    assert 9 == len(stage.seen(origin, f"/judged/{attack.serial} "))
+    assert 9 == len(stage.seen(origin, f"/judged/{attack.serial} ", 9))
 
 
 def test_behind_a_refused_connect(stage: SmugglingStage, origin: str) -> None:
@@ -267,7 +267,7 @@ def test_inside_a_tunnel(stage: SmugglingStage, origin: str) -> None:
     assert head.startswith(b"HTTP/1.1 200 ")
     (told,) = answers(rest)
     assert (200, b"/judged/%d" % attack.serial) == (told.status, told.field(b"X-Path"))
-    assert 1 == len(stage.seen(origin, f"/{attack.serial} "))
+    assert 1 == len(stage.seen(origin, f"/{attack.serial} ", 1))
 
 
 def test_behind_an_upgrade(stage: SmugglingStage, origin: str) -> None:
@@ -277,7 +277,7 @@ def test_behind_an_upgrade(stage: SmugglingStage, origin: str) -> None:
     got = stage.tell(attack.head(fields, method=b"GET") + attack.hidden[1], finish=True)
     assert [200, 403] == [each.status for each in answers(got)]
     stage.fence(origin)
-    assert 1 == len(stage.seen(origin, f"/{attack.serial} "))
+    assert 1 == len(stage.seen(origin, f"/{attack.serial} ", 1))
 
 
 @pytest.mark.parametrize("offer", [b"h2c", b"h2c, websocket", b"HTTP/2.0", b"TLS/1.0"])
@@ -337,7 +337,7 @@ def test_other_host(stage: SmugglingStage, origin: str, named: bytes) -> None:
     (told,) = answers(stage.tell(head, finish=True))
     assert 200 == told.status
     stage.fence(origin)
-    (seen,) = stage.seen(origin, f"/{attack.serial} ")
+    (seen,) = stage.seen(origin, f"/{attack.serial} ", 1)
     assert attack.host.decode() == seen.host
 
 
@@ -365,5 +365,5 @@ def test_encoded_line_ends(stage: SmugglingStage, origin: str) -> None:
     assert told.status in {200, 500}
     assert told.field(b"X-Injected") is None
     stage.fence(origin)
-    (seen,) = stage.seen(origin, f"/judged-{attack.serial}/")
+    (seen,) = stage.seen(origin, f"/judged-{attack.serial}/", 1)
     assert f"GET {path.decode()} HTTP/1.1" == seen.line

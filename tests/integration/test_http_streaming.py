@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -274,7 +275,12 @@ def test_nothing_left(sidecar: Sidecar) -> None:
 
 
 def _sockets(sidecar: Sidecar) -> set[str]:
-    return {str(each.readlink()) for each in Path(f"/proc/{sidecar.pid}/fd").iterdir()}
+    found = set()
+    for each in Path(f"/proc/{sidecar.pid}/fd").iterdir():
+        # It may close it just now.
+        with suppress(FileNotFoundError):
+            found.add(str(each.readlink()))
+    return found
 
 
 def _established(sidecar: Sidecar, local: str) -> set[str]:

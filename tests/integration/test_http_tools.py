@@ -166,7 +166,12 @@ def test_git(stage: HttpStage, sidecar: Sidecar, tmp_path: Path, scheme: str) ->
     lines = sidecar.wait_for_lines(2, host=host)
     assert {200} == {line["status"] for line in lines}
     if scheme == "http":
-        assert any(line["sent"] > 3_000_000 for line in lines)
+        # The push's line comes after those of the first clone.
+        sidecar.wait_until(
+            lambda: any(
+                line["host"] == host and line["sent"] > 3_000_000 for line in sidecar.lines()
+            )
+        )
 
 
 def make_package(directory: Path, origin: str) -> None:

@@ -122,8 +122,8 @@ def test_many_at_once(pair: Pair, outside: Path, port: int) -> None:
         memory = []
         for _ in range(_LOTS):
             with _load(near, outside, "hold", server.host, server.port, _MANY) as clients_:
-                clients_.wait_until(lambda: "used" in clients_.printed)
-                assert descriptors + 2 * _MANY == sidecar.descriptors()
+                clients_.wait_until(lambda: "used" in clients_.printed, deadline=_PATIENCE)
+                eventually(descriptors + 2 * _MANY, sidecar.descriptors)
                 clients_.end_input()
                 clients_.wait_until(lambda: "closed" in clients_.printed, ends=True)
             memory.append(_settled(sidecar, descriptors))

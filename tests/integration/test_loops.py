@@ -65,7 +65,7 @@ class Watch:
         self._sidecar = sidecar
         self._fence()
         self._lines = len(sidecar.lines())
-        self._descriptors = sidecar.descriptors()
+        self._descriptors = sidecar.idle_descriptors()
 
     def _fence(self) -> None:
         """Have an ordinary connection relayed, or refused, after which no earlier one can log."""

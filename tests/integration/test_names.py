@@ -876,7 +876,7 @@ def test_nothing_is_left(own: Stage, port: int) -> None:
 
         count = round_of_all()
         sidecar.wait_for_lines(count)
-        before = sidecar.descriptors()
+        before = sidecar.idle_descriptors()
         for _ in range(3):
             count += round_of_all()
         sidecar.wait_for_lines(count)

@@ -13,6 +13,7 @@ import pytest
 from integration.exec_stage import Stage
 from integration.netns import DEADLINE, Namespace
 from integration.origins import PAGE, Origin, http_page
+from integration.proxy import eventually
 
 from sidecar.addresses import SocketAddress, pack
 from sidecar.linux.own_addresses import open_watch, own_addresses, something_changed
@@ -38,6 +39,11 @@ def add(host: Namespace, family: socket.AddressFamily) -> str:
     """Give the host its public address."""
     address = PUBLIC[family]
     host.ip("addr", "add", f"{address}/{BITS[family]}", "dev", "lo", "nodad")
+    # For IPv6 a worker of the kernel's makes the route, and tells who watches.
+    version = "-6" if family == socket.AF_INET6 else "-4"
+    eventually(
+        True, lambda: address in host.ip(version, "route", "show", "table", "local", address)
+    )
     return address
 
 
@@ -136,7 +142,7 @@ class TestExec:
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
             directory.chmod(0o777)
-            yield Stage(host, directory, "nobody", options=[])
+            yield Stage(host, directory, "nobody", options=[], patiently=True)
 
     @FAMILIES
     def test_denied(

@@ -52,6 +52,9 @@ FILES = {
     "build.sh": """\
 get() {
     curl -4 -sS -A curl -m 20 -o /dev/null "$@"
+    # Until what is shown of it is there; whoever runs us says when.
+    number=$((number + 1))
+    while [ "$SHOWN" ] && [ ! -e "$SHOWN$number" ]; do sleep 0.02; done
     sleep 0.2
 }
 echo "fetching the index"
@@ -79,7 +82,7 @@ curl -sS -m 20 -o /dev/null http://registry.example/index
 sleep 0.5
 echo "the editor's last line"
 stty icanon echo
-sleep 0.5
+while [ ! -e "$SHOWN" ]; do sleep 0.02; done
 echo "the shell's line"
 """,
 }
@@ -91,6 +94,8 @@ _WITH_FILES = (
 _INDEX = 345_000
 _LAYER = 12_000_000
 _PAUSE = 4.0
+# On the screen once sidecar has ended.
+_OVER = "-- over --"
 
 
 def answer(connection: socket.socket, *, size: int, pause: float = 0.0) -> None:
@@ -134,42 +139,54 @@ class Machine:
     def start(self, options: str, script: str, *, width: int = 80, setting: str = "") -> Terminal:
         """Run `sidecar exec OPTIONS -- sh SCRIPT` as if it had been typed."""
         self._number += 1
-        over = self.directory / f"over{self._number}"
         words = f"{options} -- sh {script}".strip()
         typed = f"printf '%s\\n' {shlex.quote(f'$ sidecar exec {words}')}"
         command = f"{setting} {shlex.quote(sys.executable)} -m sidecar.cli exec {words}"
         name = f"t{self._number}"
         self.tmux(
             *("new-session", "-d", "-s", name, "-x", str(width), "-y", "400"),
-            f"{typed}; {command}; touch {over}; sleep 60",
+            f"{typed}; {command}; echo {_OVER}; sleep 60",
         )
-        return Terminal(self, name, over)
+        return Terminal(self, name)
 
 
 class Terminal:
-    """A terminal with a command that runs."""
+    """A terminal with a command that runs.
 
-    def __init__(self, machine: Machine, name: str, over: Path) -> None:
+    Args:
+        machine: Where.
+        name: The session's.
+
+    Attributes:
+        is_over: Whether sidecar had ended when its screen was looked at last.
+    """
+
+    def __init__(self, machine: Machine, name: str) -> None:
         self._machine = machine
         self._name = name
-        self._over = over
-
-    @property
-    def is_over(self) -> bool:
-        """Whether sidecar has ended."""
-        return self._over.exists()
+        self.is_over = False
 
     def screen(self, *, color: bool = False) -> str:
         """What is to be seen; with colours as escape sequences."""
         options = ["-p", "-e"] if color else ["-p"]
         shown = self._machine.tmux("capture-pane", *options, "-t", self._name)
-        return shown.rstrip("\n") + "\n"
+        # tmux may come to read what was written last only now.
+        shown, over, _ = shown.partition(f"{_OVER}\n")
+        self.is_over = bool(over)
+        return re.sub(r"(\n|\x1b\[[\d;]*m)+$", "", shown) + "\n"
+
+    def wait_for(self, text: str, count: int = 1) -> None:
+        """Wait until something is to be seen so many times."""
+        deadline = time.monotonic() + netns.DEADLINE
+        while (screen := self.screen()).count(text) < count:
+            assert time.monotonic() < deadline, screen
+            time.sleep(0.05)
 
     def wait(self) -> None:
         """Wait until sidecar has ended, and close the terminal in the end."""
         deadline = time.monotonic() + 3 * netns.DEADLINE
-        while not self.is_over:
-            assert time.monotonic() < deadline, self.screen()
+        while (screen := self.screen()) and not self.is_over:
+            assert time.monotonic() < deadline, screen
             time.sleep(0.05)
 
     def close(self) -> None:
@@ -204,7 +221,12 @@ def machine(_namespaces: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def comparable(text: str) -> str:
     """Without what differs from run to run: times, process ids, and how wide they are."""
-    text = re.sub(r"\d\.\d\ds", "0.00s", text)
+    # Curl's complaint and ours come in any order; what it finds of a reset is luck.
+    complaint = r"(?m)^((?:\x1b|\\e|\[[\d;]*m)*)curl: \((\d+)\) .*\n"
+    complaints = [code for _, code in re.findall(complaint, text)]
+    text = re.sub(complaint, r"\1", text)
+    text += "".join(f"curl: {'reset' if code in {'55', '56'} else code}\n" for code in complaints)
+    text = re.sub(r"\d+\.\d\ds", "0.00s", text)
     text = re.sub(r"\[\d+\]", "[1]", text)
     return re.sub(r"\d\d:\d\d:\d\d\.\d{3}", "00:00:00.000", text)
 
@@ -248,14 +270,36 @@ CAPTURES = {
 }
 
 
+# What is shown, and how often, when each of the steps of build.sh is over.
+STEPS = (
+    ("sidecar allow registry.example:80", 1),
+    ("sidecar allow registry.example:80", 2),
+    ("sidecar deny  tracker.example", 1),
+    ("sidecar deny  169.254.169.254:80", 1),
+    ("sidecar deny  10.0.0.5:8080", 1),
+    ("sidecar fail  registry.example:81", 1),
+    ("sidecar allow objects.cdn.example:80", 1),
+)
+
+
 @pytest.mark.parametrize("name", CAPTURES)
 def test_capture(machine: Machine, name: str) -> None:
     """The first ten seconds look as the docs show; long transfers are shown while they last."""
     options, width, setting, color = CAPTURES[name]
+    ready = machine.directory / f"{name}."
+    setting = f"{setting} SHOWN={ready}"
     terminal = machine.start(options, "build.sh", width=width, setting=setting)
     shown_live: list[str] = []
+    told = 0
     while not terminal.is_over and len(shown_live) < 1000:
-        shown_live.append(terminal.screen())
+        shown_live.append(screen := terminal.screen())
+        # Each of the command's steps has its line before the next begins.
+        while told < len(STEPS):
+            text, count = STEPS[told]
+            if name != "quiet" and screen.count(text) < count:
+                break
+            told += 1
+            Path(f"{ready}{told}").touch()
         time.sleep(0.1)
     terminal.wait()
     screen = visible(terminal.screen(color=color))
@@ -320,7 +364,10 @@ def test_nothing_is_torn(machine: Machine) -> None:
 
 def test_full_screen(machine: Machine) -> None:
     """A program that has the screen to itself isn't disturbed; lines come after it."""
-    terminal = machine.start("--summary none", "editor.sh")
+    shown = machine.directory / "editor.shown"
+    terminal = machine.start("--summary none", "editor.sh", setting=f"SHOWN={shown}")
+    terminal.wait_for("sidecar allow regist")
+    shown.touch()
     terminal.wait()
     lines = [line[:20].rstrip() for line in terminal.screen().splitlines()[1:]]
     terminal.close()

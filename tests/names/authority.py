@@ -148,6 +148,7 @@ class Server:
         names: The SNI of each handshake.
         protocols: What ALPN agreed on in each handshake that came to its end.
         after: What each client sent after it.
+        hellos: What each client said first, to servers that keep that.
         release: Set when the test is over, for servers that stall.
     """
 
@@ -156,6 +157,7 @@ class Server:
     names: list[str | None] = field(default_factory=list)
     protocols: list[str | None] = field(default_factory=list)
     after: list[bytes] = field(default_factory=list)
+    hellos: list[bytes] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
 
 
@@ -203,6 +205,7 @@ def serving_tls(
     *,
     version: ssl.TLSVersion | None = None,
     refuse: bool = False,
+    begin: threading.Event | None = None,
 ) -> Iterator[Server]:
     """Serve TLS.
 
@@ -211,6 +214,7 @@ def serving_tls(
         host: An address of lo.
         version: The only one spoken.
         refuse: Answer every name with the alert unrecognized_name.
+        begin: When to answer anybody; None for at once.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -223,6 +227,8 @@ def serving_tls(
             server.names.append(name)
             return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME if refuse else None
 
+        if begin is not None:
+            begin.wait(PATIENCE)
         context.sni_callback = named
         with context.wrap_socket(connection, server_side=True) as tls:
             server.protocols.append(tls.selected_alpn_protocol())

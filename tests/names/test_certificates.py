@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from OpenSSL import SSL, crypto
 
 from sidecar.errors import TrustError
 from sidecar.names.certificates import trust
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from names.authority import Authority
 
 
 class TestTrust:
@@ -31,3 +33,28 @@ class TestTrust:
         """So is what is no file."""
         with pytest.raises(TrustError, match="Is a directory"):
             trust(str(tmp_path))
+
+    def test_platform(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Authority
+    ) -> None:
+        """The platform's are those that are there at the start; not who comes to be there later."""
+        text = Path(authority.cafile).read_bytes()
+        certificate = crypto.load_certificate(crypto.FILETYPE_PEM, text)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+        before = trust()
+        (tmp_path / f"{certificate.subject_name_hash():08x}.0").write_bytes(text)
+        (tmp_path / "README").write_text("no certificate")
+        after = trust()
+        assert [False, True] == [trusts(each, certificate) for each in (before, after)]
+
+
+def trusts(context: SSL.Context, certificate: crypto.X509) -> bool:
+    """Whether a context's authorities have signed a certificate."""
+    store = context.get_cert_store()
+    assert store is not None
+    try:
+        crypto.X509StoreContext(store, certificate).verify_certificate()
+    except crypto.X509StoreContextError:
+        return False
+    return True

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import select
 import socket
 import ssl
 import struct
+import threading
 from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from names.authority import Authority, Server, serving, serving_tls
-from support import wait_for
+from support import PATIENCE, fill_queue, wait_for
 from twisted.internet.defer import CancelledError, Deferred
 
 from sidecar.addresses import SocketAddress
@@ -83,11 +85,7 @@ def silent() -> Iterator[SocketAddress]:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
+        fill_queue(stack, listener)
         yield SocketAddress.from_kernel(listener.getsockname())
 
 
@@ -153,11 +151,16 @@ class TestProven:
             def relay(_: Server, connection: socket.socket) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 behind = (server.address.host, server.address.port)
-                with socket.create_connection(behind) as upstream:
-                    upstream.sendall(connection.recv(1 << 16))
-                    for byte in upstream.recv(1 << 16):
-                        connection.send(bytes((byte,)))
-                    upstream.sendall(connection.recv(1 << 16))
+                with socket.create_connection(behind, PATIENCE) as upstream:
+                    while True:
+                        for sock in select.select([connection, upstream], [], [])[0]:
+                            if not (data := sock.recv(1 << 16)):
+                                return
+                            if sock is connection:
+                                upstream.sendall(data)
+                                continue
+                            for byte in data:
+                                connection.send(bytes((byte,)))
 
             with serving(relay) as before:
                 assert turning.result(prober.probe(NAME, before.address)) is None
@@ -268,7 +271,7 @@ def half_a_record(_: Server, connection: socket.socket) -> None:
 
 
 def stall(server: Server, connection: socket.socket) -> None:
-    connection.recv(1 << 16)
+    server.hellos.append(connection.recv(1 << 16))
     server.release.wait()
 
 
@@ -298,7 +301,7 @@ class TestUnavailable:
         """A server that accepts and says nothing is given up after ten seconds."""
         with serving(stall) as server:
             heard = Heard(prober.probe(NAME, server.address))
-            turning.settle()
+            turn_until(turning, lambda: server.hellos)
             clock.advance(9.9)
             assert [] == heard.all
             clock.advance(0.1)
@@ -309,14 +312,13 @@ class TestUnavailable:
         """One that sends a byte now and then, too: the deadline is for the whole."""
 
         def drip(server: Server, connection: socket.socket) -> None:
-            connection.recv(1 << 16)
+            server.hellos.append(connection.recv(1 << 16))
             connection.sendall(bytes((22, 3, 3, 0x40)))
             server.release.wait()
 
         with serving(drip) as server:
             heard = Heard(prober.probe(NAME, server.address))
-            turn_until(turning, lambda: server.peers)
-            turning.settle()
+            turn_until(turning, lambda: server.hellos)
             clock.advance(10)
             assert isinstance(heard.error, CertificateUnavailable)
 
@@ -342,7 +344,8 @@ class TestNotReached:
 
     def test_not_kept(self, turning: Turning, prober: CertificateProber, good: str) -> None:
         """A server that is back is seen at once."""
-        with serving_tls(good) as server:
+        # Nobody else takes a port of this address meanwhile.
+        with serving_tls(good, "127.0.8.1") as server:
             address = server.address
         with pytest.raises(ConnectionRefused):
             turning.result(prober.probe(NAME, address))
@@ -420,15 +423,12 @@ class TestAtOnce:
 
     def test_one_gives_up(self, turning: Turning, prober: CertificateProber, good: str) -> None:
         """Who gives up doesn't spoil it for the others."""
-        for last in range(1, 21):
-            # Now and then the server's thread is so quick that there is no giving up.
-            with serving_tls(good, f"127.0.9.{last}") as server:
-                one, other = (Heard(prober.probe(NAME, server.address)) for _ in range(2))
-                if one.all:
-                    continue
-                one.probing.cancel()
-                turn_until(turning, other.all.__len__)
-            break
+        begin = threading.Event()
+        with serving_tls(good, begin=begin) as server:
+            one, other = (Heard(prober.probe(NAME, server.address)) for _ in range(2))
+            one.probing.cancel()
+            begin.set()
+            turn_until(turning, other.all.__len__)
         assert [None] == other.all
         assert isinstance(one.error, CancelledError)
 
@@ -519,7 +519,7 @@ class TestClosing:
         """When the process ends it is the flows' own end that counts, not the probe's."""
         with serving(stall) as server:
             heard = Heard(prober.probe(NAME, server.address))
-            turning.settle()
+            turn_until(turning, lambda: server.hellos)
             (probe,) = prober._poller.pollables()
             probe.shut_down()
             assert [] == heard.all
@@ -540,7 +540,7 @@ class TestClosing:
         """A handler that raises proves nothing."""
         with serving(stall) as server:
             heard = Heard(prober.probe(NAME, server.address))
-            turning.settle()
+            turn_until(turning, lambda: server.hellos)
             (probe,) = prober._probes.values()
             probe.failed()
             probe.ready(0)

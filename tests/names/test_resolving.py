@@ -439,10 +439,10 @@ class TestSystem:
     def test_reactor_threads(self) -> None:
         """The reactor's own threads are not used, though there are none to be had."""
         with turning() as own:
-            names = {thread.name for thread in threading.enumerate()}
+            before = set(threading.enumerate())
             resolver = SystemResolver(own.reactor, own.reactor)
             own.result(resolver.resolve("localhost"))
-            new = {thread.name for thread in threading.enumerate()} - names
+            new = {thread.name for thread in set(threading.enumerate()) - before}
             resolver.close()
         assert {"sidecar-resolver"} == new
 
@@ -451,7 +451,7 @@ class TestSystem:
         """/etc/hosts, /etc/resolv.conf and DNS are asked as nsswitch.conf says."""
         files = {
             "hosts": "127.0.0.1 localhost\n192.0.2.1 hosts.example\n",
-            "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+            "resolv.conf": "nameserver 127.0.0.1\noptions timeout:30 attempts:1\n",
             "nsswitch.conf": "hosts: files dns\n",
         }
         steps = ["set -e"]

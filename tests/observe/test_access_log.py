@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observe.stopping import stop_writing
 from support import open_descriptors, wait_for
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -28,7 +29,15 @@ from sidecar.flow import (
     Verdict,
 )
 from sidecar.interfaces import IFlowObserver
-from sidecar.observe.access_log import BATCH_LINES, FLUSH_DELAY, AccessLog, Record, _timestamp
+from sidecar.lookups import Lookup
+from sidecar.observe.access_log import (
+    BATCH_LINES,
+    FLUSH_DELAY,
+    AccessLog,
+    LookupRecord,
+    Record,
+    _timestamp,
+)
 from sidecar.observe.line_writer import REPORT_INTERVAL, open_log
 
 if TYPE_CHECKING:
@@ -69,13 +78,7 @@ class Log:
 
     def stop(self) -> None:
         """Stop the log."""
-        stopped = self.log.stop()
-
-        def fired() -> bool:
-            self.clock.advance(0.01)
-            return stopped.called
-
-        wait_for(fired)
+        stop_writing(self.log._writer, self.log.stop, self.clock)
 
 
 @pytest.fixture
@@ -155,6 +158,24 @@ class TestLine:
             validator().validate(json.loads(line))
             assert len(line) < 4096
 
+    @pytest.mark.parametrize(
+        "lookup",
+        [
+            Lookup("a.example", "A", "NOERROR", addresses=("192.0.2.1",) * 99, seconds=0.02),
+            Lookup("*.x\\032y.example", "TYPE999", "RCODE22", problem="nobody there", stream=True),
+            Lookup(".", "ANY", "NXDOMAIN", Verdict.DENY, "default", server="::1", source=CLIENT),
+            Lookup("\\255" * 250, "TXT", "NOERROR", Verdict.DENY, rule="x", withheld=("::1",) * 99),
+        ],
+        ids=lambda lookup: lookup.type,
+    )
+    def test_lookup(self, lookup: Lookup) -> None:
+        """So is the line of a DNS question."""
+        line = msgspec.json.encode(LookupRecord.from_lookup(lookup)).decode()
+        validator().validate(json.loads(line))
+        assert line.startswith('{"listener":"dns","v":1,"time":"')
+        assert line.isascii()
+        assert len(line) < 4096
+
     @given(name=st.text())
     def test_process(self, name: str) -> None:
         """Who connected is told by number and name, whatever that may be."""
@@ -174,9 +195,13 @@ class TestLine:
         """The schema in the documentation and the line have the same keys, in the same order."""
         schema = validator().schema
         assert isinstance(schema, dict)
+        flow = schema["$defs"]["flow"]
         fields = list(Record.__struct_fields__)
-        assert fields == list(schema["properties"])
-        assert fields[:-3] == schema["required"]
+        assert fields == list(flow["properties"])
+        assert fields[:-3] == flow["required"]
+        lookup = schema["$defs"]["lookup"]
+        fields = ["listener", *LookupRecord.__struct_fields__]
+        assert fields == list(lookup["properties"]) == lookup["required"]
 
     @pytest.mark.parametrize(
         ("key", "kind"),
@@ -192,7 +217,8 @@ class TestLine:
     def test_schema_has_every_value(self, key: str, kind: Any) -> None:
         """The schema's closed sets are those of the code."""
         schema: Any = validator().schema
-        assert {each.value for each in kind} == set(schema["properties"][key]["enum"]) - {None}
+        flow = schema["$defs"]["flow"]
+        assert {each.value for each in kind} == set(flow["properties"][key]["enum"]) - {None}
 
     def test_documented(self) -> None:
         """The reference explains each key and each way a flow can end."""

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from support import PATIENCE, wait_for
+from observe.stopping import stop_writing
+from support import PATIENCE
 from twisted.internet.task import Clock
 
 from sidecar.observe.console import (
@@ -19,6 +20,7 @@ from sidecar.observe.console import (
     LINES_PER_SECOND,
     Console,
 )
+from sidecar.observe.line_writer import STOP_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,13 +83,7 @@ def console(screen: Screen, clock: Clock) -> Console:
 
 def stop(made: Console, clock: Clock) -> None:
     """Stop it, and wait until all is written."""
-    stopped = made.stop()
-
-    def over() -> bool:
-        clock.advance(0.01)
-        return stopped.called
-
-    wait_for(over)
+    stop_writing(made._writer, made.stop, clock)
 
 
 class TestWriting:
@@ -130,7 +126,15 @@ class TestWriting:
         made = console(pipe, clock)
         made.write("one")
         clock.advance(FLUSH_DELAY)
-        stop(made, clock)
+        stopped = made.stop()
+        clock.pump([0.01] * round(STOP_TIMEOUT / 0.01 + 10))
+        assert stopped.called
+        # Of its writer's thread nothing is to be left.
+        os.read(pipe.reading, 1 << 16)
+        thread = made._writer._thread
+        assert thread is not None
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 class TestHeld:

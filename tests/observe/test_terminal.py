@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from observe.flows import denied_flow, ended_flow, open_flow
+from observe.stopping import stop_writing
 from support import wait_for
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -58,13 +59,7 @@ class Shown:
 
     def close(self) -> None:
         """The end."""
-        stopped = self.view.stop()
-
-        def over() -> bool:
-            self.clock.advance(0.01)
-            return stopped.called
-
-        wait_for(over)
+        stop_writing(self.view._console._writer, self.view.stop, self.clock)
         os.close(self.reading)
         os.close(self._writing)
 

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from turning import Turning, turning
-from twisted.internet.task import Clock
+from support import fill_queue
+from turning import ByHand, Turning, turning
 
 from sidecar.addresses import SocketAddress
 from sidecar.config import Limits
@@ -30,17 +30,6 @@ TIMEOUT = 12.0
 def _turning() -> Iterator[Turning]:
     with turning() as made:
         yield made
-
-
-class ByHand(Clock):
-    """The reactor, but for the time."""
-
-    def __init__(self, reactor: IRelayReactor) -> None:
-        super().__init__()
-        self._reactor = reactor
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._reactor, name)
 
 
 @pytest.fixture
@@ -92,14 +81,11 @@ def silent(stack: ExitStack, host: str) -> SocketAddress:
     """Where nobody answers: a listener whose queue is full drops what comes."""
     listener = stack.enter_context(socket.socket())
     listener.bind((host, 0))
-    listener.listen(0)
-    for _ in range(2):
-        waiting = stack.enter_context(socket.socket())
-        waiting.setblocking(False)
-        waiting.connect_ex(listener.getsockname())
+    fill_queue(stack, listener)
     return SocketAddress.from_kernel(listener.getsockname())
 
 
+@pytest.mark.usefixtures("at_once")
 def test_first(stack: ExitStack, runtime: Runtime) -> None:
     """Where the first answers, the others are not dialled."""
     addresses = answering(stack, "127.0.0.2"), answering(stack, "127.0.0.3")
@@ -108,7 +94,7 @@ def test_first(stack: ExitStack, runtime: Runtime) -> None:
     assert [(socket.socket, addresses[0])] == outcome.all
 
 
-def test_next(stack: ExitStack, clock: ByHand, runtime: Runtime) -> None:
+def test_next(stack: ExitStack, turning: Turning, clock: ByHand, runtime: Runtime) -> None:
     """Whoever refuses or is silent is followed by the next; who answers is told."""
     addresses = (
         *(refusing(stack, "127.0.0.2"), silent(stack, "127.0.0.3")),
@@ -116,13 +102,16 @@ def test_next(stack: ExitStack, clock: ByHand, runtime: Runtime) -> None:
     )
     outcome = Outcome()
     assert isinstance(reach(runtime, addresses, None, outcome), Attempts)
+    turning.until(lambda: [each._address for each in runtime.dialer._waiting] == [addresses[1]])
     # A third of the time is the silent one's: two wait behind it.
     clock.advance(TIMEOUT / 3 - 1)
     assert [] == outcome.all
     clock.advance(1)
+    turning.until(lambda: outcome.all)
     assert [(socket.socket, addresses[-1])] == outcome.all
 
 
+@pytest.mark.usefixtures("at_once")
 def test_none(stack: ExitStack, runtime: Runtime) -> None:
     """Where nobody answers, the last error counts."""
     addresses = refusing(stack, "127.0.0.2"), refusing(stack, "127.0.0.3")

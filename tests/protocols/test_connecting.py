@@ -165,6 +165,7 @@ def test_fakes() -> None:
     assert verifyObject(IStreamClientEndpoint, Endpoint())
 
 
+@pytest.mark.usefixtures("at_once")
 class TestAddress:
     def test_connected(self, runtime: Runtime, origin: socket.socket) -> None:
         """An address is dialled."""
@@ -190,6 +191,7 @@ class TestName:
         turning.until(lambda: outcome.all)
         assert (socket.socket, address_of(origin)) == (outcome.kind, outcome.address)
 
+    @pytest.mark.usefixtures("at_once")
     def test_first_refuses(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """Of several addresses the first that answers is used."""
         names = install(turning, "127.0.0.9", "::1", "127.0.0.1", "127.0.0.8")
@@ -199,6 +201,7 @@ class TestName:
         names.answer()
         assert (socket.socket, address_of(origin)) == (outcome.kind, outcome.address)
 
+    @pytest.mark.usefixtures("at_once")
     def test_all_refuse(self, turning: Turning, runtime: Runtime, origin: socket.socket) -> None:
         """If none does, the last one's reason is the reason."""
         names = install(turning, "127.0.0.1", "127.0.0.9")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from relay.transcripts import Peer, tcp_pair
+from support import arrived
 from turning import Turning, turning
 from twisted.internet.defer import Deferred
 from wire.hello_maker import hello, host_name, name_list, server_name
@@ -311,7 +313,7 @@ class TestDeniedByAddress:
 
         monkeypatch.setattr(runtime.dialer, "dial", dial, raising=True)
         policy = Policy(default=Default.DENY, allow=[parse_rule("9.9.9.2")])
-        return Judge(policy, verifier, silence=3600.0, patience=3600.0)
+        return Judge(policy, verifier, silence=3600.0, patience=3600.0, brief=3600.0)
 
     @pytest.mark.parametrize("pieces", [1, 2, 999])
     @pytest.mark.parametrize(
@@ -354,10 +356,11 @@ class TestDeniedByAddress:
         near, connection = tcp_pair()
         stack.enter_context(near)
         near.send(HELLO)
-        turning.settle()
+        arrived(connection, select.POLLIN)
         flow = Flow(ListenerKind.OUTBOUND, None, DESTINATION, None, runtime.observer)
         Judging(runtime, judge, connection, flow, lambda _: None)
         assert FlowEnd.DENIED is flow.end
+        arrived(near, select.POLLIN)
         assert DENIED == near.recv(99)
 
     @pytest.mark.parametrize(
@@ -371,8 +374,12 @@ class TestDeniedByAddress:
         assert DENIED == scene.client.read_to_end()
         assert BY_ADDRESS == ended(scene)
 
-    def test_silent(self, scene: Scene) -> None:
+    def test_silent(
+        self, turning: Turning, stack: ExitStack, runtime: Runtime, judge: Judge
+    ) -> None:
         """One that is silent for a moment is reset, whatever a peek would wait."""
+        judge.brief = 0.01
+        scene = Scene(turning, stack, runtime, judge)
         assert b"" == scene.client.read_to_reset()
         assert BY_ADDRESS == ended(scene)
 
@@ -384,7 +391,6 @@ class TestDeniedByAddress:
         judge: Judge,
     ) -> None:
         """One that says something else is reset at once."""
-        judge.brief = 3600.0
         scene = Scene(turning, stack, runtime, judge)
         scene.client.say(b"SSH-2.0-x\r\n")
         assert b"" == scene.client.read_to_reset()
@@ -398,7 +404,6 @@ class TestDeniedByAddress:
         judge: Judge,
     ) -> None:
         """A shorter silence that is configured holds here, too."""
-        judge.brief = 3600.0
         judge.silence = 0.01
         scene = Scene(turning, stack, runtime, judge)
         assert b"" == scene.client.read_to_reset()

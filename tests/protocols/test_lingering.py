@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING
 
 import pytest
 from relay.transcripts import Peer, tcp_pair
+from support import arrived
 from turning import Turning, turning
 
 from sidecar.flow import Protocol
@@ -82,10 +84,10 @@ class TestHeardOut:
         assert scene.client.read_to_end().endswith(b"denied\n")
         assert (True, 1) == (scene.open, scene.others.count)
 
-    def test_ended_before(self, turning: Turning, scene: Scene) -> None:
+    def test_ended_before(self, scene: Scene) -> None:
         """A client that has said its last byte needs no waiting."""
         scene.client.half_close()
-        turning.settle()
+        arrived(scene.connection, select.POLLIN)
         scene.refuse()
         assert not scene.open
         assert scene.client.read_to_end().endswith(b"denied\n")

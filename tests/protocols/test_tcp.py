@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from certificates import Identity, make_identity
 from relay.transcripts import SMALL_BUFFER, Peer, TlsPeer, noise, tcp_pair
-from support import PATIENCE
+from support import PATIENCE, fill_queue
 from turning import Turning, turning
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -362,11 +362,7 @@ class TestStatic:
         how: str,
     ) -> None:
         """A client that goes, or a process that ends, gives up the dial."""
-        origin.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(origin.getsockname())
+        fill_queue(stack, origin)
         factory = StaticRelayFactory(runtime, address_of(origin))
         client, flow = over_socket(factory, turning, stack)
         turning.settle()

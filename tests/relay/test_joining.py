@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from relay.transcripts import (
     noise,
     tcp_pair,
 )
+from support import arrived
 from twisted.internet.defer import CancelledError
 
 from sidecar.flow import FlowEnd
@@ -381,6 +383,8 @@ class TestBackPressure:
         """A reader that never read and goes away ends the flow."""
         scene = begin(buffers=SMALL_BUFFER)
         scene.client.send_until_stopped()
+        # With something unread, its close is a reset.
+        arrived(scene.server.sock, select.POLLIN)
         scene.server.close()
         assert b"" == scene.client.read_to_reset()
         assert FlowEnd.SERVER_RESET is scene.end
@@ -632,6 +636,7 @@ class TestJoin:
         far, other = tcp_pair()
         near.send(b"last words")
         Peer(turning, near, 1).reset()
+        arrived(gone)
         totals: list[Totals] = []
         tls = self.tls(turning, other, identity)
         down, up = (gone, tls) if which == "downstream" else (tls, gone)

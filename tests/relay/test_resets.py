@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from relay.transcripts import SMALL_BUFFER, Peer, tcp_pair
+from support import arrived
 from turning import Turning, turning
 from twisted.internet.task import Clock
 
@@ -111,6 +112,7 @@ class TestSendQueueWatch:
         fill(near)
         SendQueueWatch(clock, near.fileno(), lambda: called.append(True))
         reset(far)
+        arrived(near)
         clock.advance(0.001)
         assert ([True], []) == (called, clock.getDelayedCalls())
         near.close()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from relay.transcripts import SMALL_BUFFER, Peer, noise, tcp_pair
+from support import arrived, wait_for
 from turning import Turning, turning
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -26,6 +27,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from sidecar.addresses import SocketAddress
+from sidecar.linux.sockopt import unread
 from sidecar.relay.poller import ERROR, HANGUP, READ, WRITE, Poller
 from sidecar.relay.stream import _LARGE_PIECE, _PIECE, WRITE_BACKLOG, ShutDown, SocketTransport
 
@@ -291,6 +293,8 @@ class TestData:
         """A write is with the kernel before it returns."""
         stage.transport.write(b"now")
         stage.transport.writeSequence([b"and", b"", b"then"])
+        # Without the reactor.
+        wait_for(lambda: unread(stage.peer.sock) == 10)
         assert b"nowandthen" == stage.peer.read_some()
 
     def test_nothing(self, stage: Stage) -> None:
@@ -358,9 +362,9 @@ class TestPausing:
         stage.transport.pauseProducing()
         stage.transport.pauseProducing()
         stage.peer.say(b"early")
+        stage.turning.until(lambda: not stage.transport._events)
         stage.turning.settle()
         assert b"" == stage.protocol.got
-        assert 0 == stage.transport._events
         stage.transport.resumeProducing()
         stage.transport.resumeProducing()
         stage.turning.until(lambda: stage.protocol.got == b"early")
@@ -565,8 +569,7 @@ class TestHalfClose:
         stage.transport.loseWriteConnection()
         stage.peer.say(b"rest")
         stage.peer.half_close()
-        stage.turning.settle()
-        assert not stage.transport._watched
+        stage.turning.until(lambda: not stage.transport._watched)
         assert stage.transport in stage.poller.pollables()
         stage.transport.resumeProducing()
         assert [stage.transport] == stage.poller.pollables()
@@ -652,7 +655,7 @@ class TestReset:
         """A reset is told of though paused."""
         stage.transport.pauseProducing()
         stage.peer.say(b"unheard")
-        stage.turning.settle()
+        stage.turning.until(lambda: not stage.transport._events)
         stage.peer.reset()
         assert ConnectionLost is stage.reason
         assert b"" == stage.protocol.got
@@ -660,6 +663,7 @@ class TestReset:
     def test_by_writing(self, stage: Stage) -> None:
         """A write that fails is noticed at once, told of later, and only once."""
         stage.peer.reset()
+        arrived(stage.transport.getHandle())
         stage.protocol.call("write", b"x")
         assert not stage.transport.connected
         stage.protocol.call("write", b"y")
@@ -691,6 +695,7 @@ class TestReset:
     def test_before_half_closing(self, stage: Stage) -> None:
         """Likewise where it came before our end could be said."""
         stage.peer.reset()
+        arrived(stage.transport.getHandle())
         stage.transport.loseWriteConnection()
         assert ConnectionLost is stage.reason
 
@@ -700,6 +705,7 @@ class TestLastWords:
         """An answer that came before the reset is read, though a write failed first."""
         last_words.peer.say(b"413")
         last_words.peer.reset()
+        arrived(last_words.transport.getHandle())
         last_words.protocol.call("write", b"x")
         last_words.protocol.call("write", b"y")
         assert last_words.transport.connected
@@ -713,10 +719,11 @@ class TestLastWords:
         last_words.transport.pauseProducing()
         last_words.peer.say(b"413")
         last_words.peer.reset()
+        arrived(last_words.transport.getHandle())
         if write:
             last_words.transport.write(b"x")
+        last_words.turning.until(lambda: not last_words.transport._watched)
         last_words.turning.settle()
-        assert not last_words.transport._watched
         assert [] == last_words.protocol.reasons
         last_words.transport.resumeProducing()
         assert ConnectionLost is last_words.reason
@@ -735,8 +742,7 @@ class TestLastWords:
         stage.transport.pauseProducing()
         stage.peer.say(b"413")
         stage.peer.reset()
-        turning.settle()
-        assert 0 == stage.transport.unwritten
+        turning.until(lambda: not stage.transport.unwritten)
         stage.transport.resumeProducing()
         assert ConnectionLost is stage.reason
         assert b"413" == stage.protocol.got
@@ -748,7 +754,7 @@ class TestLastWords:
         last_words.transport.pauseProducing()
         last_words.peer.say(b"413")
         last_words.peer.reset()
-        last_words.turning.settle()
+        last_words.turning.until(lambda: not last_words.transport._watched)
         last_words.protocol.call(how)
         assert last_words.reason in {ConnectionDone, ConnectionAborted}
 
@@ -757,7 +763,7 @@ class TestLastWords:
         last_words.transport.pauseProducing()
         last_words.peer.say(b"413")
         last_words.peer.reset()
-        last_words.turning.settle()
+        last_words.turning.until(lambda: not last_words.transport._watched)
         for pollable in last_words.poller.pollables():
             pollable.shut_down()
         assert ShutDown is last_words.reason
@@ -875,6 +881,7 @@ class TestDetaching:
             assert [] == stage.poller.pollables()
             stage.peer.say(b"more")
             stage.turning.settle()
+            wait_for(lambda: unread(sock) == 4)
             assert b"more" == sock.recv(9)
             stage.transport.abortConnection()
             stage.transport.loseConnection()
@@ -902,7 +909,7 @@ class TestDetaching:
         stage.transport.pauseProducing()
         stage.transport.loseWriteConnection()
         stage.peer.half_close()
-        stage.turning.settle()
+        stage.turning.until(lambda: not stage.transport._watched)
         stage.transport.detach().close()
         assert [] == stage.poller.pollables()
 

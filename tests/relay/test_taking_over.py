@@ -265,8 +265,7 @@ class TestDownstream:
         before = noise(3)[:MEBIBYTE]
         tunnel = Tunnel(turning, engine, on, identity, reply=before, buffers=SMALL_BUFFER)
         tunnel.client.say(b"CONNECT\n")
-        turning.settle()
-        assert tunnel.proxy.taken
+        turning.until(lambda: tunnel.proxy.taken)
         tunnel.client.reset()
         tunnel.server.read_to_reset()
         assert FlowEnd.CLIENT_RESET is tunnel.total.end

@@ -417,6 +417,7 @@ def close_scene(scene: Scene) -> None:
         scene.relay.abort(FlowEnd.SHUTDOWN)
     scene.client.close()
     scene.server.close()
+    scene.turning.until(lambda: scene.totals)
     scene.turning.settle()
     assert 1 == len(scene.totals)
 

@@ -183,3 +183,18 @@ class TestChannel:
         """Telling somebody who has gone is no error."""
         ends[1].close()
         ends[0].tell(Word.GO)
+
+    @pytest.mark.parametrize("asked", ["hear", "hear_from"])
+    def test_last_words(self, ends: tuple[Channel, Channel], asked: str) -> None:
+        """What was said before the end is heard, though ours was not."""
+        ours, theirs = ends
+        ours.tell(Word.SIGNAL, b"x")
+        theirs.tell(Word.EXITED, b"y")
+        theirs.close()
+        if asked == "hear":
+            assert (Word.EXITED, b"y") == ours.hear()
+            assert ours.hear() is None
+        else:
+            assert Word.EXITED is ours.hear_from().word
+            with pytest.raises(NamespaceError):
+                ours.hear_from()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from identities import as_nobody, in_user_namespace, needs_root, without_capabilities
+from identities import NO_UNSHARE, as_nobody, in_user_namespace, needs_root, without_capabilities
 
 # What a child process does; tells what it found as JSON.
 ENTER = """
@@ -51,22 +51,6 @@ print(json.dumps({
         connect(socket.AF_INET, "198.51.100.7"), connect(socket.AF_INET6, "2001:db8:1::7")
     ],
 }))
-"""
-FILTERED = """
-import ctypes, struct
-# linux/seccomp.h, linux/filter.h: unshare(2) fails with EPERM, all else is allowed.
-NUMBERS = {"x86_64": 272, "aarch64": 97}
-import platform
-program = b"".join(struct.pack("=HBBI", *step) for step in [
-    (0x20, 0, 0, 0), (0x15, 0, 1, NUMBERS[platform.machine()]), (0x06, 0, 0, 0x00050001),
-    (0x06, 0, 0, 0x7FFF0000),
-])
-buffer = ctypes.create_string_buffer(program, len(program))
-class Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
-libc = ctypes.CDLL(None, use_errno=True)
-assert not libc.prctl(38, 1, 0, 0, 0)
-assert not libc.prctl(22, 2, ctypes.byref(Filter(4, ctypes.addressof(buffer))))
 """
 
 
@@ -164,7 +148,7 @@ class TestRefused:
     @pytest.mark.parametrize("keep", [["setfcap"], None])
     def test_seccomp(self, keep: list[str] | None) -> None:
         """A seccomp filter is named, with what a container needs."""
-        command = python(FILTERED + ENTER)
+        command = python(NO_UNSHARE + ENTER)
         found = tell(command if keep is None else without_capabilities(command, keep=keep))
         assert found["refused"].startswith("a seccomp filter, as containers have one")
         assert "--security-opt seccomp=unconfined" in found["refused"]

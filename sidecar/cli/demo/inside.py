@@ -132,6 +132,7 @@ def _one(scene: Scene, directory: Path, player: Player, servers: Servers) -> lis
     except FileNotFoundError:
         log = ""
     lines = [json.loads(line) for line in log.splitlines()]
+    lines = [each for each in lines if each["listener"] != "dns"]
     return found + checks.faults(scene, checks.Happened(played, servers.events(), lines))
 
 

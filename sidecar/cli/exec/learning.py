@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.config.learning import PolicyFile, policy_text
+from sidecar.config.learning import PolicyFile, alone, policy_text
 from sidecar.errors import ConfigError
 from sidecar.policy import Default, Policy
 from sidecar.policy.learning import SIBLINGS_MIN, learn
@@ -87,12 +87,18 @@ class Learning:
         if status and not gatherer.seen:
             return [f"nothing was learned into {self._path}", *_left_out(gatherer)]
         try:
-            return [*self._add(gatherer), *_left_out(gatherer)]
+            with alone(self._path):
+                return [*self._add(gatherer), *_left_out(gatherer)]
         except ConfigError as error:
-            nothing = Policy(default=Default.DENY)
-            lost = policy_text(learn(gatherer.seen, nothing, siblings=self._siblings))
-            problem = f"{error.problem}; what was learned:\n{lost}"
+            problem = f"{error.problem}; what was learned:\n{self._lost(gatherer)}"
             raise ConfigError(error.source, error.key, error.value, problem) from None
+        except Exception as error:
+            problem = f"a bug: {error!r}; what was learned:\n{self._lost(gatherer)}"
+            raise ConfigError(self._path, None, None, problem) from error
+
+    def _lost(self, gatherer: Gatherer) -> str:
+        nothing = Policy(default=Default.DENY)
+        return policy_text(learn(gatherer.seen, nothing, siblings=self._siblings))
 
     def _add(self, gatherer: Gatherer) -> list[str]:
         file = PolicyFile.open(self._path)

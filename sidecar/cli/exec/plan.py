@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sidecar import policy
 from sidecar.config import Verify, load
+from sidecar.policy import AddressClass, Default
 
 if TYPE_CHECKING:
     import argparse
@@ -14,7 +16,12 @@ if TYPE_CHECKING:
     from sidecar.config import Config
     from sidecar.sandbox.bridges import Bridges
 
-__all__ = ["Plan"]
+__all__ = ["DEFAULT", "NOT_BY_NAME", "Plan"]
+
+DEFAULT = Default.PUBLIC
+"""What no rule decides, where the options say nothing."""
+NOT_BY_NAME = policy.NOT_BY_NAME | {AddressClass.LOOPBACK}
+"""The host's loopback is another than that inside, and no name's to open."""
 
 
 @dataclass(frozen=True, slots=True)

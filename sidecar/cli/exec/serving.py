@@ -10,6 +10,7 @@ from twisted.internet import defer
 from twisted.internet import reactor as installed_reactor
 from twisted.logger import Logger
 
+from sidecar.cli.exec.plan import DEFAULT, NOT_BY_NAME
 from sidecar.cli.exec.reporting import report_errors
 from sidecar.cli.exec.sealing import Kept, seal
 from sidecar.cli.viewing import make_view
@@ -26,12 +27,12 @@ from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
 from sidecar.observe.requests import ByConnection
 from sidecar.observe.several import Observers
-from sidecar.policy import NOT_BY_NAME, AddressClass, Default
 from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.tcp import TransparentRelayFactory
 from sidecar.runtime import Runtime
 from sidecar.sandbox.draining import drained
+from sidecar.sandbox.guarding import Guard
 from sidecar.sandbox.outside import Sandbox
 from sidecar.sandbox.serving import serve_inside
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sidecar.dns.asking import IAskingReactor
     from sidecar.interfaces import IDecisionStep, IDNSObserver, IFlowObserver, IRelayReactor
     from sidecar.names.verifying import IVerifier
+    from sidecar.observe.access_log import AccessLog
     from sidecar.sandbox.bridges import Bridges
     from sidecar.sandbox.bridging import Bridging
     from sidecar.sandbox.starting import Started
@@ -58,8 +60,6 @@ _BY_SIGNAL = 128
 # slowest known (git with GnuTLS, which reads all authorities first) takes 45 ms. With the rest of
 # a denial, it is less than a tenth of a second.
 _BRIEF = 0.08
-# The host's loopback is another than that inside, and no name's to open.
-_NOT_BY_NAME = NOT_BY_NAME | {AddressClass.LOOPBACK}
 # What is imported later, if at all: tables, what reads HTTP, and what these need.
 _LATE = (
     "calendar",
@@ -149,16 +149,12 @@ class _Session:
         reactor, plan, listeners = self._reactor, self._plan, self._listeners
         config = plan.config
         _open_as_many_as_allowed()
-        log = None
-        if plan.log is not None:
-            from sidecar.observe.access_log import AccessLog
-
-            log = AccessLog(plan.log, reactor, backlog=config.limits.access_log_backlog)
+        log = self._access_log()
         served = Served(reactor)
         hosts = hosts_file()
         served.add_permanent(hosts)
         observers: list[IFlowObserver] = [] if log is None else [log]
-        asking: list[IDNSObserver] = [self._view]
+        asking: list[IDNSObserver] = [self._view] if log is None else [self._view, log]
         if plan.learning is not None:
             gatherer = plan.learning.gatherer(served.owns, lambda: judge.policy)
             observers.append(ByConnection(gatherer))
@@ -174,7 +170,7 @@ class _Session:
             lambda: setattr(judge, "policy", judge.policy.with_own(addresses.current)),
         )
         judge = Judge(
-            config.policy.build(Default.PUBLIC, addresses.current, _NOT_BY_NAME),
+            config.policy.build(DEFAULT, addresses.current, NOT_BY_NAME),
             ServedFirst(served, self._verifier(runtime, resolver)),
             silence=config.limits.silence,
             patience=config.limits.patience,
@@ -201,6 +197,8 @@ class _Session:
         arrivals = [listeners.tcp.fileno(), *(each.fileno() for each in listeners.host_ports)]
         serve_inside(runtime, listeners.tcp, factory)
         seal(kept())
+        guard = Guard(self._started.channel)
+        self._tell_of_bare(guard.hold())
         self._started.go()
         try:
             await sandbox.ended
@@ -228,7 +226,16 @@ class _Session:
             await self._view.stop()
             if log is not None:
                 await log.stop()
-        self.status = self._status(sandbox)
+        self.status = self._status(sandbox, guard)
+        guard.close()
+
+    def _access_log(self) -> AccessLog | None:
+        if self._plan.log is None:
+            return None
+        from sidecar.observe.access_log import AccessLog
+
+        backlog = self._plan.config.limits.access_log_backlog
+        return AccessLog(self._plan.log, self._reactor, backlog=backlog)
 
     def _bridge(self, runtime: Runtime, bridges: Bridges) -> Bridging:
         from sidecar.sandbox.bridging import Bridging
@@ -238,7 +245,17 @@ class _Session:
         sockets = SocketsInside(started.channel, started.init, self._listeners.tcp)
         return Bridging(runtime, bridges, self._listeners, sockets)
 
-    def _status(self, sandbox: Sandbox) -> int:
+    def _tell_of_bare(self, paths: Sequence[str]) -> None:
+        """Say what the command could run outside by writing to it."""
+        if not paths:
+            return
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        self._say(
+            f"the command can write to {paths[0]}{more}, which sidecar runs from, and nobody can"
+            " guard that; install sidecar where it can't (docs/security.md)"
+        )
+
+    def _status(self, sandbox: Sandbox, guard: Guard) -> int:
         if self._plan.verbosity > 0:
             for each in self._started.missing:
                 self._say(each)
@@ -246,6 +263,10 @@ class _Session:
                 self._say("processes that outlived the command were ended")
         if sandbox.left:
             self._say("processes that outlived the command could not be ended")
+        if sandbox.touched:
+            path = next(iter(guard.broken()), "a file")
+            self._say(f"{path} was opened for writing, and sidecar runs from it: all was ended")
+            return _OWN_FAILURE
         if sandbox.interrupted is not None:
             return _BY_SIGNAL + sandbox.interrupted
         if sandbox.status is None:

@@ -7,7 +7,7 @@ import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
-from turning import Turning, turning
+from turning import ByHand, Turning, turning
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IListeningPort
 from zope.interface import implementer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sidecar.flow import Flow
-    from sidecar.interfaces import IDecisionStep
+    from sidecar.interfaces import IDecisionStep, IRelayReactor
     from sidecar.names.verifying import IVerifier
     from sidecar.protocols.http.auth import Authenticator
     from sidecar.upstream_proxy import UpstreamProxy
@@ -265,13 +265,16 @@ class Proxying:
         authenticator: Authenticator | None = None,
         upstream_proxy: UpstreamProxy | None = None,
         steps: Sequence[IDecisionStep] = (),
-        silence: float = 0.25,
+        silence: float = 3600.0,
         patience: float = 5.0,
+        by_hand: bool = False,
     ) -> None:
         self.turning = turning
+        self.clock = ByHand(turning.reactor)
         self.observer = Observer()
         self.names = Names({"origin.test": ("127.0.0.1",), "other.test": ("127.0.0.1",)})
-        self.runtime = Runtime.make(turning.reactor, self.observer, limits=relay_limits or Limits())
+        reactor = cast("IRelayReactor", self.clock) if by_hand else turning.reactor
+        self.runtime = Runtime.make(reactor, self.observer, limits=relay_limits or Limits())
         self.judge = Judge(
             policy,
             Redial(self.names) if verifier is None else verifier,
@@ -375,10 +378,11 @@ def proxying(
     authenticator: Authenticator | None = None,
     upstream_proxy: UpstreamProxy | None = None,
     steps: Sequence[object] = (),
-    silence: float = 0.25,
+    silence: float = 3600.0,
     patience: float = 5.0,
+    by_hand: bool = False,
 ) -> Iterator[Proxying]:
-    """Have a proxy for one test; nothing may be left of it."""
+    """Have a proxy for one test, whose clock may be the test's; nothing may be left of it."""
     with turning() as turned:
         proxy = Proxying(
             turned,
@@ -391,6 +395,7 @@ def proxying(
             steps=cast("Sequence[IDecisionStep]", steps),
             silence=silence,
             patience=patience,
+            by_hand=by_hand,
         )
         try:
             yield proxy

@@ -134,7 +134,7 @@ class Twisteds:
     def close(self) -> None:
         for client in self.clients:
             client.close()
-        self._proxy.turning.settle()
+        self._proxy.turning.until_disconnected()
         self._proxy.turning.result(self._port.stopListening())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hypothesis import example, given
 from hypothesis import strategies as st
 from protocols.http.proxying import Peer, Proxying, policy, proxying
+from support import PATIENCE
 
 from sidecar.config import HttpLimits
 from sidecar.policy import parse_name_rule
@@ -28,8 +29,6 @@ LIMITS = HttpLimits(
 )
 # Ours: docs/reference/reasons.md has what each is for. No 500: that would be a bug.
 OWN = {400, 403, 408, 413, 414, 417, 431, 501, 502, 503, 504, 505, 508}
-# Seconds until something counts as stuck; timers that matter here are much shorter.
-PATIENCE = 5.0
 # Stands for the origin's port, which isn't known when examples are made.
 PORT = b"{port}"
 ORIGIN = b"origin.test:" + PORT

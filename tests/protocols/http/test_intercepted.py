@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from protocols.http.proxying import Names, Observer, Origin, Peer, listener, policy
+from support import queued
 from turning import turning
 from wire.hello_maker import hello, server_name
 from zope.interface import implementer
@@ -87,7 +88,7 @@ class Stage:
         self.judge = Judge(
             policy,
             ServedFirst(self.served, Redial(self.names)),
-            silence=0.25,
+            silence=3600.0,
             patience=5.0,
             served=self.served,
             curious=curious,
@@ -450,7 +451,7 @@ class TestByName:
                 staged.names.table["good.test"] = ("127.0.0.2",)
                 client = staged.client()
                 client.send(get(b"good.test"))
-                staged.turning.settle()
+                staged.turning.until(lambda: queued(origin), origin)
                 server = Peer(staged.turning, origin.accept()[0])
                 server.expect(b"GET / HTTP/1.1\r\nHost: good.test\r\nVia: 1.1 sidecar\r\n\r\n")
                 server.send(OK)

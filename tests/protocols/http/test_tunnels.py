@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 from protocols.http.proxying import Proxying, policy, proxying
+from support import arrived
 from wire.hello_maker import hello, server_name
 
 from sidecar.config import HttpLimits, Limits
@@ -209,6 +210,7 @@ class TestConnect:
             assert b"" == server.expect_end()
             client.reset()
             assert FlowEnd.CLIENT_RESET == proxy.flow.end
+            arrived(server.sock)
             with pytest.raises(OSError, match=r"reset|pipe"):
                 server.say(b"x", b"x")
 
@@ -239,6 +241,7 @@ class TestConnect:
                 client.finish()
             client.expect_reset()
             assert FlowEnd.IDLE_TIMEOUT == proxy.flow.end
+            arrived(server.sock)
             with pytest.raises(OSError, match=r"reset|pipe"):
                 server.say(b"x", b"x")
 
