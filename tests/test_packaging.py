@@ -131,12 +131,13 @@ class TestWheel:
         ]
 
     def test_command(self, installed: Path, tmp_path: Path) -> None:
-        """The `sidecar` command is there, and so is `python -m sidecar.cli`."""
+        """The `sidecar` command is there, and so is `python -m sidecar`, as `sidecar.cli`."""
         import sidecar
 
         expected = f"sidecar {sidecar.__version__}\n"
         assert expected == run([installed / "sidecar", "--version"], tmp_path)
-        assert expected == run([installed / "python", "-m", "sidecar.cli", "--version"], tmp_path)
+        for module in ("sidecar", "sidecar.cli"):
+            assert expected == run([installed / "python", "-m", module, "--version"], tmp_path)
 
     def test_every_module(self, installed: Path, tmp_path: Path) -> None:
         """Every module can be imported with the declared dependencies alone."""

@@ -11,12 +11,17 @@ import argparse
 import importlib
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import sidecar
+from sidecar.cli.streams import complain, ending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from _typeshed import SupportsWrite
 
 __all__ = ["main"]
 
@@ -40,16 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: the subcommand's own; 1 for an operational error, which
-        is printed as one line; 2 for unusable arguments (argparse exits itself).
+        is printed as one line, or if what was printed can't be written (141 if nobody
+        reads it); 2 for unusable arguments (argparse exits itself).
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
+    name = "sidecar" if chosen is None else f"sidecar {chosen}"
+    return ending(name, partial(_run, arguments, chosen))
+
+
+def _run(arguments: list[str], chosen: str | None) -> int:
     if chosen in _INTERRUPTED_BY_DEFAULT:
         _be_interrupted_by_default()
     # Not before: while Python imports, it may lose an interrupt.
     from sidecar.errors import SidecarError
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sidecar",
         description="Intercept and relay TCP connections. The proxy itself: twistd sidecar --help",
     )
@@ -70,11 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = parsed.run(parsed)
     except SidecarError as error:
-        print(f"sidecar {chosen}: {error}", file=sys.stderr)
+        complain(f"sidecar {chosen}: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
     return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        # Python 3.10 has a traceback where nobody can be told; the others, this.
+        with suppress(OSError):
+            super()._print_message(message, file)
 
 
 def _be_interrupted_by_default() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from sidecar.addresses import parse_authority, parse_ip
 from sidecar.cli.exec import plan as exec_plan
+from sidecar.cli.streams import complain
 from sidecar.config import COMMAND_LINE, Verify, load, load_file
 from sidecar.errors import AddressError, ConfigError
 from sidecar.policy import Choice, Decision, Default, Outcome, Reason
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _why(arguments)
     except ConfigError as error:
-        print(f"sidecar policy: {error}", file=sys.stderr)
+        complain(f"sidecar policy: {error}")
         return 2
 
 
@@ -100,7 +100,7 @@ def _check(path: str) -> int:
 
 def _report_errors(errors: list[ConfigError]) -> None:
     for error in errors:
-        print(_plain(f"error: {error}"), file=sys.stderr)
+        complain(_plain(f"error: {error}"))
 
 
 def _count(number: int, what: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar.errors import SummaryError
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is shown, on standard error")
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument(
-        "-q", "--quiet", action="store_true", help="no line a connection; the summary only"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="no line a connection; warnings and the summary only",
     )
     loudness.add_argument(
         "-v",
@@ -69,11 +73,17 @@ def check(arguments: argparse.Namespace) -> None:
         arguments: With the options of `add_arguments`; gets the descriptor.
 
     Raises:
-        SummaryError: It can't be.
+        SummaryError: It can't be, or nothing is to be written.
     """
     path = arguments.summary_file
     if path is None:
         return
+    if not path:
+        raise SummaryError("''", "no file's name; is a variable not set?")
+    if arguments.summary == "none":
+        raise SummaryError(path, "with --summary none there is nothing to write")
+    if path == "-":
+        raise SummaryError(path, "standard output is the command's; a file of that name is ./-")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
     try:
         arguments.summary_descriptor = os.open(path, flags, 0o666)
@@ -119,15 +129,18 @@ def _look(arguments: argparse.Namespace, descriptor: int, environment: Mapping[s
     from sidecar.observe.styles import ColorWhen, Look, wants_color
 
     is_terminal = os.isatty(descriptor)
-    width = None
-    if is_terminal:
-        with suppress(OSError):
-            columns = os.get_terminal_size(descriptor).columns
-            width = columns if 0 < columns < _WIDTH_MAX else None
     encoding = getattr(sys.__stderr__, "encoding", None) or ""
     return Look(
         color=wants_color(ColorWhen(arguments.color), environment, is_terminal=is_terminal),
         arrows=encoding.lower().replace("-", "") == "utf8",
-        width=width,
+        columns=partial(_columns, descriptor),
         verbose=arguments.verbose,
     )
+
+
+def _columns(descriptor: int) -> int | None:
+    """How wide a terminal is; None if it is none, or doesn't know."""
+    with suppress(OSError):
+        columns = os.get_terminal_size(descriptor).columns
+        return columns if 0 < columns < _WIDTH_MAX else None
+    return None

@@ -187,9 +187,9 @@ class LineWriter:
         unwritten = self.dropped + self.pending - self._reported_dropped
         if unwritten:
             _log.warn(
-                "{name}: stopped, {count} lines were not written ({trouble})",
+                "{name}: stopped, {lines} not written ({trouble})",
                 name=self._name,
-                count=unwritten,
+                lines=f"{_lines(unwritten)} {'was' if unwritten == 1 else 'were'}",
                 trouble=self._trouble or ("its reader is stuck" if alive else "dropped"),
             )
         done.callback(None)
@@ -203,24 +203,24 @@ class LineWriter:
         new = dropped - self._reported_dropped
         if trouble is not None and trouble != self._reported_trouble:
             _log.warn(
-                "{name}: {trouble}; traffic goes on; {dropped} lines dropped since the start",
+                "{name}: {trouble}; traffic goes on; {lines} dropped since the start",
                 name=self._name,
                 trouble=trouble,
-                dropped=dropped,
+                lines=_lines(dropped),
             )
         elif new and not self._closed:
             _log.warn(
-                "{name}: dropped {count} lines that could not be written in time, "
+                "{name}: dropped {lines} that could not be written in time, "
                 "{dropped} since the start",
                 name=self._name,
-                count=new,
+                lines=_lines(new),
                 dropped=dropped,
             )
         elif trouble is None and not new and (self._reported_trouble or self._dropping):
             _log.info(
-                "{name}: is written again; {dropped} lines dropped since the start",
+                "{name}: is written again; {lines} dropped since the start",
                 name=self._name,
-                dropped=dropped,
+                lines=_lines(dropped),
             )
         self._reported_trouble, self._reported_dropped = trouble, dropped
         self._dropping = bool(new)
@@ -272,6 +272,10 @@ class LineWriter:
             return False
         self._trouble = f"can't be written: {error.strerror}"
         return not self._stopping.wait(RETRY_DELAY)
+
+
+def _lines(number: int) -> str:
+    return "1 line" if number == 1 else f"{number} lines"
 
 
 def _whole_lines(data: bytes, start: int) -> int:

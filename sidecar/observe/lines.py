@@ -69,9 +69,8 @@ class Lines:
 
     def __init__(self, look: Look) -> None:
         self._look = look
+        # Of the longest name so far.
         self._host_width = _HOST_WIDTH
-        width = look.width or _HOST_WIDTH_MAX + _OTHERS_WIDTH
-        self._host_width_max = min(max(width - _OTHERS_WIDTH, _HOST_WIDTH), _HOST_WIDTH_MAX)
 
     def flow(self, flow: Flow) -> str:
         """A connection that has ended."""
@@ -125,9 +124,12 @@ class Lines:
 
     def _start(self, verdict: str, style: Style, host: str) -> str:
         look = self._look
-        self._host_width = max(self._host_width, min(len(host), self._host_width_max))
+        columns = look.width
+        self._host_width = max(self._host_width, min(len(host), _HOST_WIDTH_MAX))
+        room = _HOST_WIDTH_MAX if columns is None else columns - _OTHERS_WIDTH
+        width = min(self._host_width, max(room, _HOST_WIDTH))
         prefix, shown = look.paint(PREFIX, Style.QUIET), look.paint(f"{verdict:5}", style)
-        return f"{prefix}{shown} {host:{self._host_width}}"
+        return f"{prefix}{shown} {host:{width}}"
 
     def _joined(self, start: str, rest: str, process: Process | None) -> str:
         """A line, or two where one would be broken by the terminal."""

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["ColorWhen", "Look", "Style", "amount", "duration", "printable", "wants_color"]
 
@@ -31,20 +31,30 @@ class Style(Enum):
     BUSY = "36"
 
 
+def _unbounded() -> None:
+    return None
+
+
 class Look(NamedTuple):
     """How lines are to look.
 
     Attributes:
         color: Whether to colour.
         arrows: Whether arrows can be shown: the encoding is UTF-8.
-        width: Columns of the terminal; None where there is none, and nothing to fit into.
+        columns: Tells how many the terminal has, which may change at any time; None where
+            there is none, and nothing to fit into.
         verbose: Whether to say all that is known.
     """
 
     color: bool = False
     arrows: bool = True
-    width: int | None = None
+    columns: Callable[[], int | None] = _unbounded
     verbose: bool = False
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal, as it is now; None where there is none."""
+        return self.columns()
 
     def paint(self, text: str, style: Style) -> str:
         """Colour a text, if that is wanted."""

@@ -27,6 +27,11 @@ _COMMAND_MAX = 200
 _PROCESSES_MAX = 60
 # Stands for a space where a line is not to be broken.
 _UNBROKEN = "\N{NO-BREAK SPACE}"
+# Columns. In fewer a table leaves names no room.
+_TABLE_MIN = 60
+# Likewise: most words are shorter.
+_TEXT_MIN = 13
+_INDENT = 4
 # Options that are worth a line to be copied; more belong into a file.
 _OPTIONS_MAX = 8
 
@@ -96,12 +101,29 @@ def _name(host: str | None, port: int | None) -> str:
 
 def _count(host: Host) -> str:
     """How many connections, and what became of them, unless all went well."""
+    return f"{host.connections}{_notes(host)}"
+
+
+def _notes(host: Host) -> str:
     notes = []
     if host.denied:
         notes.append(f"{host.denied} denied")
     if host.failed:
         notes.append(f"{host.failed} failed")
-    return f"{host.connections} ({', '.join(notes)})" if notes else str(host.connections)
+    return f" ({', '.join(notes)})" if notes else ""
+
+
+def _facts(host: Host) -> str:
+    """What a table has of a host in its columns."""
+    facts = [
+        host.protocol.value,
+        _number(host.connections, "connection") + _notes(host),
+        f"{amount(host.sent)} sent",
+        f"{amount(host.received)} received",
+    ]
+    if host.processes:
+        facts.append(f"by {_names(host.processes)}")
+    return ", ".join(facts)
 
 
 def _how_often(denial: Denial) -> str:
@@ -126,11 +148,11 @@ def _to_allow(denial: Denial) -> str:
 
 
 def _text(summary: Summary, look: Look) -> str:
-    parts = ", ".join(part.replace(" ", _UNBROKEN) for part in _headline(summary).split(", "))
+    headline = _headline(summary)
     # Nothing to fit into: whole, for grep.
-    lines = [parts] if look.width is None else wrap(parts, max(look.width - len(PREFIX), 20))
-    head = look.paint(PREFIX, Style.QUIET)
-    head += f"\n{' ' * len(PREFIX)}".join(lines).replace(_UNBROKEN, " ") + "\n"
+    width = look.width
+    lines = [headline] if width is None else _wrapped(headline, width - len(PREFIX))
+    head = look.paint(PREFIX, Style.QUIET) + f"\n{' ' * len(PREFIX)}".join(lines) + "\n"
     if not (summary.hosts or summary.denied):
         return head
     # A tenth of a second to import: for output that needs it, and after the command.
@@ -147,6 +169,14 @@ def _text(summary: Summary, look: Look) -> str:
     return text
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a line between its parts; within them only where one would not fit."""
+    width = max(width, _TEXT_MIN)
+    if max(map(len, text.split(", "))) < width:
+        text = ", ".join(part.replace(" ", _UNBROKEN) for part in text.split(", "))
+    return [line.replace(_UNBROKEN, " ") for line in wrap(text, width)]
+
+
 def _show_hosts(summary: Summary, tables: Tables) -> None:
     rows = [
         (
@@ -159,9 +189,16 @@ def _show_hosts(summary: Summary, tables: Tables) -> None:
         )
         for each in summary.hosts[:ROWS_MAX]
     ]
-    if rows:
-        titles = ("destination", "", "connections", "sent", "received", "by")
+    titles = ("destination", "", "connections", "sent", "received", "by")
+    if rows and (tables.width >= _TABLE_MIN or tables.fits(rows, titles)):
         tables.table(rows, titles, styles=("", "", "", "", "", "dim"), right={3, 4})
+    elif rows:
+        # Names would be folded until nobody can read them.
+        tables.line(("destinations", "dim"))
+        for each in summary.hosts[:ROWS_MAX]:
+            tables.line(_name(each.host, each.port))
+            for line in _wrapped(_facts(each), tables.width - _INDENT):
+                tables.line(f"{' ' * _INDENT}{line}")
     if rest := len(summary.hosts[ROWS_MAX:]):
         tables.line(f"and {_number(rest, 'more destination')}")
     if summary.others.connections:
@@ -187,7 +224,7 @@ def _show_denied(summary: Summary, tables: Tables) -> None:
         tables.line(("denied", "dim"))
         for name, often, reason, option in rows:
             tables.line((name, "red"), (f" ({often}) ", ""), (reason, "yellow"))
-            tables.line((f"    {option}", ""))
+            tables.line((f"{' ' * _INDENT}{option}", ""))
     if rest := len(summary.denied[ROWS_MAX:]):
         tables.line(f"and {rest} more; --summary json has all")
 

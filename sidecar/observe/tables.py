@@ -28,16 +28,19 @@ class Tables:
 
     Args:
         look: Colours and width.
+
+    Attributes:
+        width: Columns; very many where there is nothing to fit into.
     """
 
     def __init__(self, look: Look) -> None:
         self._output = StringIO()
-        self._width = look.width or _ANY_WIDTH
+        self.width = look.width or _ANY_WIDTH
         self._console = Console(
             file=self._output,
             force_terminal=look.color,
             color_system="standard" if look.color else None,
-            width=self._width,
+            width=self.width,
             highlight=False,
             markup=False,
             emoji=False,
@@ -54,7 +57,7 @@ class Tables:
     def fits(self, rows: Sequence[tuple[str, ...]], titles: tuple[str, ...]) -> bool:
         """Whether a table would be as wide as the terminal at most."""
         columns = zip(titles, *rows, strict=True)
-        return sum(max(map(len, column)) + _GAP for column in columns) <= self._width + _GAP
+        return sum(max(map(len, column)) + _GAP for column in columns) <= self.width + _GAP
 
     def table(
         self,

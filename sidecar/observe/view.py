@@ -15,6 +15,7 @@ from sidecar.interfaces import IDNSObserver
 from sidecar.observe.processes import ProcessNames
 from sidecar.observe.requests import ByConnection
 from sidecar.observe.several import Observers
+from sidecar.observe.styles import Look
 from sidecar.observe.summary import Format, write_summary
 from sidecar.observe.tally import Tally
 from sidecar.observe.terminal import TerminalView
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from sidecar.flow import Process
     from sidecar.interfaces import IFlowObserver
     from sidecar.lookups import Lookup
-    from sidecar.observe.styles import Look
 
 __all__ = ["SummaryFile", "View"]
 
@@ -116,14 +116,16 @@ class View:
             SummaryError: The summary's file can't be written.
         """
         file = self._file
-        look = self._look if file is None else self._look._replace(color=False, width=None)
+        look = self._look if file is None else Look(arrows=self._look.arrows)
         text = write_summary(self.tally.summary(command, status), self._form, look)
         if file is None:
             # A reader that has gone is no reason for another exit status.
             with suppress(OSError):
                 _write_all(self._descriptor, text.encode("utf-8", "backslashreplace"))
         else:
-            _append(file, text)
+            # What another step wrote may not have ended its line; JSON is a line after the other.
+            apart = self._form is not Format.JSON and os.fstat(file.descriptor).st_size > 0
+            _append(file, f"\n{text}" if apart else text)
 
 
 def _append(file: SummaryFile, text: str) -> None:

@@ -12,6 +12,7 @@ private                 a class of addresses (`sidecar.policy.ranges`)
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -35,6 +36,8 @@ __all__ = [
 IPNetwork = IPv4Network | IPv6Network
 
 _CLASSES = {kind.value: kind for kind in AddressClass}
+# What people paste; of others they know the port.
+_PORT_OF_SCHEME = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418}
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
@@ -131,6 +134,8 @@ def parse_rule(text: str, place: str = "") -> Rule:
     Raises:
         AddressError: It is none; the problem says what is accepted instead.
     """
+    if "://" in text:
+        raise AddressError(text, f"a URL; write {_instead_of_url(text)}")
     host, ports = _split(text)
     try:
         kind, value = _parse_pattern(host)
@@ -150,6 +155,19 @@ def parse_name_rule(text: str, place: str = "") -> NameRule:
     if not rule.is_for_names or rule.ports != (ALL_PORTS,):
         raise AddressError(text, "expected a name alone, like db.example, *.example or .example")
     return NameRule(text, rule.kind, rule.host, rule.ports, place)
+
+
+def _instead_of_url(text: str) -> str:
+    """Name the rule that is for the server of a URL (RFC 3986 §3)."""
+    scheme, _, rest = text.partition("://")
+    server = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    if re.search(":[0-9]*$", server.rpartition("]")[2]) is None:
+        server = f"{server}:{_PORT_OF_SCHEME.get(scheme.lower(), 'PORT')}"
+    try:
+        parse_rule(server.replace(":PORT", ""))
+    except AddressError:
+        return "HOST:PORT"
+    return server
 
 
 def _split(text: str) -> tuple[str, str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from contextlib import suppress
 from typing import NoReturn
 
 from sidecar.linux.syscalls import close_all_but
@@ -58,6 +59,9 @@ def _restore_signals(signal_mask: set[signal.Signals | int]) -> None:
 
 def _execute(command: list[str]) -> NoReturn:
     """Do as execvp(3): what the kernel can't execute is a shell script."""
+    if not command[0]:
+        # Python's own takes this for a mistake of its caller's.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         os.execvp(command[0], command)  # noqa: S606 - running it is what we are for
     except OSError as error:
@@ -76,7 +80,11 @@ def _find(name: str) -> str:
 
 
 def _report(name: str, error: OSError) -> int:
+    name = name or "''"
     found = error.errno not in {errno.ENOENT, errno.ENOTDIR}
     problem = error.strerror if found or "/" in name else "command not found"
-    os.write(2, f"sidecar exec: {name}: {problem}\n".encode(errors="backslashreplace"))
+    # A full disk, or a reader that has gone, is no reason for another exit status.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    with suppress(OSError):
+        os.write(2, f"sidecar exec: {name}: {problem}\n".encode(errors="backslashreplace"))
     return CANNOT_EXECUTE if found else NOT_FOUND

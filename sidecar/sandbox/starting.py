@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sidecar.sandbox.handover import Listeners
 
-__all__ = ["HELD_SIGNALS", "Interrupted", "Started", "open_missing", "start"]
+__all__ = ["HELD_SIGNALS", "Interrupted", "Started", "start"]
 
 HELD_SIGNALS = frozenset(
     {
@@ -133,16 +133,6 @@ class Started:
             self.listeners.close()
         self.channel.close()
         os.waitpid(self.pid, 0)
-
-
-def open_missing() -> None:
-    """See that descriptors 0 to 2 are open, so that nothing of ours gets one of these numbers."""
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # noqa: PERF203 - three
-            # The lowest that is free, which is this one.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def start(command: list[str], host_ports: Sequence[int] = ()) -> Started:

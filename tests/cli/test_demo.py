@@ -303,7 +303,7 @@ class TestDemo:
             process.stdout.readline()
             process.stdout.close()
             assert "" == process.stderr.read()
-            assert 1 == process.wait(PATIENCE)
+            assert 141 == process.wait(PATIENCE)
         assert [] == watch.left()
 
     @needs_root

@@ -111,7 +111,7 @@ class TestImports:
             "import sidecar.protocols.http.by_request\n"
             "from sidecar.observe.styles import Look\n"
             "from sidecar.observe.tables import Tables\n"
-            "tables = Tables(Look(color=True, arrows=True, width=80))\n"
+            "tables = Tables(Look(color=True, arrows=True, columns=lambda: 80))\n"
             "tables.table([('a', 'b')], ('one', 'two'), styles=('red', ''))\n"
             "assert 'one' in tables.text\n"
         )

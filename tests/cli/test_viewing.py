@@ -34,12 +34,18 @@ def look(descriptor: int, *options: str, **environment: str) -> Look:
     return viewing._look(parse(*options), descriptor, environment)
 
 
+def shown(descriptor: int, *options: str, **environment: str) -> tuple[bool, int | None]:
+    """Whether it would be in colour, and how wide."""
+    found = look(descriptor, *options, **environment)
+    return found.color, found.width
+
+
 def test_no_terminal() -> None:
     """Without a terminal there are no colours, unless asked for, and no width."""
     reading, writing = os.pipe()
     try:
-        assert (False, None) == look(writing, TERM="xterm")[:3:2]
-        assert (True, None) == look(writing, "--color", "always")[:3:2]
+        assert (False, None) == shown(writing, TERM="xterm")
+        assert (True, None) == shown(writing, "--color", "always")
     finally:
         os.close(reading)
         os.close(writing)
@@ -50,12 +56,26 @@ def test_terminal() -> None:
     controlling, terminal = pty.openpty()
     try:
         subprocess.run(["stty", "cols", "93"], stdin=terminal, check=True)
-        assert (True, 93) == look(terminal, TERM="xterm")[:3:2]
+        assert (True, 93) == shown(terminal, TERM="xterm")
         assert not look(terminal, TERM="dumb").color
         assert not look(terminal, TERM="xterm", NO_COLOR="1").color
         assert not look(terminal, "--color=never", TERM="xterm").color
         subprocess.run(["stty", "cols", "0"], stdin=terminal, check=True)
         assert look(terminal).width is None
+    finally:
+        os.close(controlling)
+        os.close(terminal)
+
+
+def test_another_width() -> None:
+    """A terminal may become wider or narrower at any time."""
+    controlling, terminal = pty.openpty()
+    try:
+        subprocess.run(["stty", "cols", "120"], stdin=terminal, check=True)
+        once = look(terminal)
+        assert 120 == once.width
+        subprocess.run(["stty", "cols", "60"], stdin=terminal, check=True)
+        assert 60 == once.width
     finally:
         os.close(controlling)
         os.close(terminal)
@@ -86,6 +106,11 @@ def test_check(tmp_path: Path) -> None:
     assert "" == (tmp_path / "new").read_text(encoding="utf-8")
     with pytest.raises(SummaryError, match="No such file or directory"):
         viewing.check(parse("--summary-file", str(tmp_path / "no" / "file")))
+    with pytest.raises(SummaryError, match="there is nothing to write"):
+        viewing.check(parse("--summary-file", str(tmp_path / "none"), "--summary", "none"))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(SummaryError, match=r"^--summary-file '': no file's name; is a"):
+        viewing.check(parse("--summary-file", ""))
 
 
 def test_light() -> None:

@@ -427,6 +427,19 @@ class TestLog:
             )
         assert 2 == len(log.read_text().splitlines())
 
+    def test_full(self, stage: Stage, port: int) -> None:
+        """That it can't be written is said however little is to be shown."""
+        process = stage.start(
+            *("curl", "-s", f"http://192.0.2.9:{port}/"),
+            options=["--default", "deny", "--log", "/dev/full"],
+            stderr=subprocess.PIPE,
+        )
+        _, errors = process.communicate(timeout=DEADLINE)
+        assert errors.endswith(
+            "sidecar exec: access log: stopped, 1 line was not written"
+            " (can't be written: No space left on device)\n"
+        )
+
 
 class TestTogether:
     def test_a_thousand_at_once(self, stage: Stage, pair: Pair, port: int) -> None:

@@ -28,7 +28,7 @@ LOOPBACK: dict[Family, str] = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 
 # Connects to HOST PORT, says HELLO and that this is all, and tells what comes of it.
 CLIENT = """
-import socket, sys
+import errno, socket, sys
 for host in sys.argv[2:]:
     try:
         with socket.create_connection((host, int(sys.argv[1])), 10) as connection:
@@ -36,7 +36,9 @@ for host in sys.argv[2:]:
             connection.shutdown(socket.SHUT_WR)
             print(b"".join(iter(lambda: connection.recv(65536), b"")).decode())
     except OSError as error:
-        print(type(error).__name__)
+        # If the reset comes before its words, or their end.
+        reset = error.errno in (errno.ENOTCONN, errno.EPIPE)
+        print("ConnectionResetError" if reset else type(error).__name__)
 """
 # Listens at HOST PORT when a line has been read, and does HOW with each connection.
 SERVER = """

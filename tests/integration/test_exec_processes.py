@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,11 @@ class TestStatus:
             done.errors,
         )
 
+    def test_empty(self, stage: Stage) -> None:
+        """So is a name that is empty, as an unset variable makes it."""
+        done = stage.run("")
+        assert (127, "sidecar exec: '': command not found\n") == (done.status, done.errors)
+
     def test_no_such_file(self, stage: Stage) -> None:
         """Likewise a path."""
         done = stage.run("/no/such/program")
@@ -117,12 +122,21 @@ class TestStatus:
             (["--policy", "/no/such/file"], "/no/such/file"),
             (["--log", "fd:99"], "--log = 'fd:99': can't be opened: Bad file descriptor"),
             (["--log", "/no/such/file"], "--log = '/no/such/file': can't be opened"),
+            (["--log", "fd:x"], "--log = 'fd:x': fd: wants a descriptor's number"),
+            (["--log", "fd:"], "a file of that name is ./fd:"),
+            (["--log", "-"], "--log = '-': standard output is the command's"),
+            (["--log", "fd:0"], "--log = 'fd:0': can't be written: it was opened for reading"),
+            (["--learn", "-"], "--learn = '-': rules are added to a file"),
+            (["--learn-wildcards"], "--learn-wildcards: says how to learn, and --learn FILE"),
+            (["--summary=text", "--summary-file=-"], "-: standard output is the command's; a file"),
+            (["--summary-file", "x"], "--summary-file x: with --summary none there is nothing"),
+            (["--allow", "https://example.org/path"], "a URL; write example.org:443"),
             (["--no-such-option"], "unrecognized arguments: --no-such-option"),
         ],
     )
     def test_own_failure(self, stage: Stage, options: list[str], problem: str) -> None:
         """What can't be used is said in one line, with 125, and nothing is run."""
-        done = stage.run("touch", str(stage.directory / "ran"), options=options)
+        done = stage.run("touch", str(stage.directory / "ran"), options=options, stdin="")
         assert 125 == done.status
         assert done.errors.startswith("sidecar exec: ")
         assert problem in done.errors
@@ -133,6 +147,35 @@ class TestStatus:
         """So is having nothing to run."""
         done = pair.near.namespace.run(sidecar("exec", "--"), check=False)
         assert (125, True) == (done.returncode, "no command is given" in done.stderr)
+
+    @pytest.mark.parametrize(
+        ("status", "options", "command"),
+        [
+            (3, [], ["sh", "-c", "exit 3"]),
+            (77, ["--default", "deny", "--fail-on-deny"], ["curl", "-s", "http://192.0.2.9/"]),
+            (126, [], ["/etc/passwd"]),
+            (127, [], ["no-such-program"]),
+        ],
+    )
+    @pytest.mark.parametrize("what", ["full", "closed", "nobody reads"])
+    def test_nobody_is_told(
+        self, stage: Stage, what: str, status: int, options: list[str], command: list[str]
+    ) -> None:
+        """A full disk, or a reader that has gone, is no reason for another status."""
+        learned = str(stage.directory / "learned.toml")
+        words = stage.command(*options, "--learn", learned, "--", *command)
+        if what == "closed":
+            words = ["sh", "-c", '"$@" 2>&-', "sh", *words]
+        with ExitStack() as stack:
+            if what == "nobody reads":
+                reading, errors = os.pipe()
+                os.close(reading)
+            else:
+                errors = os.open("/dev/full", os.O_WRONLY)
+            stack.callback(os.close, errors)
+            stack.enter_context(stage.namespace.entered())
+            done = subprocess.run(words, check=False, stderr=errors, env=stage._environment())
+        assert status == done.returncode
 
     def test_command_with_dashes(self, stage: Stage) -> None:
         """Words after the command's name are the command's, whatever they look like."""

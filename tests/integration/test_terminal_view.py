@@ -335,6 +335,17 @@ def test_color(machine: Machine, options: str, setting: str, wanted: bool) -> No
     assert wanted == ("\x1b[" in screen)
 
 
+def test_another_width(machine: Machine) -> None:
+    """Lines fit into the terminal as it is when they are made, not as it was at the start."""
+    script = "-c 'stty cols 60; curl -s -m 20 http://169.254.169.254/'"
+    terminal = machine.start("--summary none", script, width=120)
+    terminal.wait()
+    lines = terminal.screen().splitlines()
+    terminal.close()
+    (number,) = [number for number, line in enumerate(lines) if "sidecar deny" in line]
+    assert f"{' ' * 14}a cloud's metadata address; --allow 169.254.169.254:80" == lines[number + 1]
+
+
 def test_nothing_is_torn(machine: Machine) -> None:
     """Neither the command's lines nor ours are torn, however many there are at once."""
     terminal = machine.start("--summary none", "chatty.sh")

@@ -129,7 +129,7 @@ class TestWidth:
     @pytest.mark.parametrize("color", [False, True])
     def test_fits(self, width: int, host: str, color: bool) -> None:
         """Lines are broken where they can be, not by the terminal; colours take no room."""
-        lines = Lines(Look(color=color, width=width))
+        lines = Lines(Look(color=color, columns=lambda: width))
         process = Process(424242, "npm ci")
         flows = [
             ended_flow(host=host, process=process),
@@ -143,19 +143,32 @@ class TestWidth:
 
     def test_usual_lines_are_one(self) -> None:
         """What is usual fits into 80 columns."""
-        line = Lines(Look(width=80)).flow(
+        line = Lines(Look(columns=lambda: 80)).flow(
             ended_flow(host="registry.npmjs.org", sent=999_000, process=Process(42424, "npm ci"))
         )
         assert "\n" not in line
 
-    def test_color_changes_nothing_else(self) -> None:
+    def test_another_width(self) -> None:
+        """Each line fits into the terminal as it is when the line is made."""
+        widths = [132, 60, 132]
+        lines = Lines(Look(columns=lambda: widths[0]))
+        flow = denied_flow(host="objects.githubusercontent.com", hint="x:443", process=CURL)
+        shown = []
+        while widths:
+            shown.append(lines.flow(flow))
+            del widths[0]
+        assert 1 == len(shown[0].splitlines())
+        assert max(map(len, shown[1].splitlines())) <= 60
+        assert shown[0] == shown[2]
+
+    @pytest.mark.parametrize("width", [None, 76, 80])
+    def test_color_changes_nothing_else(self, width: int | None) -> None:
         """Without its colours, a coloured line is the plain one."""
         for flow in (ended_flow(process=CURL), denied_flow(process=CURL)):
-            for width in (None, 76, 80):
-                plain = Lines(Look(width=width)).flow(flow)
-                coloured = Lines(Look(color=True, width=width)).flow(flow)
-                assert plain != coloured
-                assert plain == visible(coloured)
+            plain = Lines(Look(columns=lambda: width)).flow(flow)
+            coloured = Lines(Look(color=True, columns=lambda: width)).flow(flow)
+            assert plain != coloured
+            assert plain == visible(coloured)
 
 
 class TestWords:

@@ -82,6 +82,19 @@ evil.example        1, DNS  no rule allows it           --allow evil.example
 
 To allow all of it: --allow 169.254.169.254:80 --allow evil.example
 """
+VERY_NARROW = """\
+sidecar 6 connections to 4 destinations,
+        2 denied, 1 DNS question denied,
+        1 failed, 3.0kB sent,
+        297kB received, in 2.50s
+destinations
+registry.npmjs.org:443
+    tls, 3 connections, 3.0kB sent,
+    297kB received, by npm ci
+10.0.0.1:5432
+    tls, 1 connection (1 failed),
+    0B sent, 0B received, by npm ci
+"""
 MARKDOWN = f"""\
 ### sidecar: `npm ci`
 
@@ -122,17 +135,38 @@ class TestText:
 
     def test_color(self) -> None:
         """Colours, and nothing else."""
-        coloured = write_summary(some_run(), Format.TEXT, Look(color=True, width=120))
+        coloured = write_summary(some_run(), Format.TEXT, Look(color=True, columns=lambda: 120))
         assert "\x1b[31m" in coloured
         plain = re.sub(r"\x1b\[[\d;]*m", "", coloured)
         assert [line.split() for line in TEXT.splitlines()] == [
             line.split() for line in plain.splitlines()
         ]
 
+    def test_very_narrow(self) -> None:
+        """Where a table would leave names no room there is none."""
+        text = write_summary(some_run(), Format.TEXT, Look(columns=lambda: 40))
+        assert VERY_NARROW == text[: len(VERY_NARROW)]
+
+    @pytest.mark.parametrize("width", [1, 20, 59])
+    def test_names_are_whole(self, width: int) -> None:
+        """However narrow it is, names are in one piece; and everything else fits, if it can."""
+        text = write_summary(some_run(), Format.TEXT, Look(columns=lambda: width))
+        for host in some_run().hosts:
+            assert f"\n{host.host}:{host.port}\n" in text.replace("[", "").replace("]", "")
+        hosts = text.partition("\n\n")[0].splitlines()
+        assert max(len(each) for each in hosts if each.startswith("  ")) <= max(width, 8 + 13)
+
+    def test_narrow_but_fitting(self) -> None:
+        """A table that fits is one however narrow the terminal is."""
+        tally = Tally()
+        tally.flow_ended(ended_flow(host="a.example"))
+        text = write_summary(tally.summary(["true"], 0), Format.TEXT, Look(columns=lambda: 55))
+        assert "\ndestination         connections  sent  received  by\n" in text
+
     @pytest.mark.parametrize("width", [60, 80])
     def test_narrow(self, width: int) -> None:
         """On a narrow terminal options are still in one piece, and all else fits."""
-        text = write_summary(some_run(), Format.TEXT, Look(width=width))
+        text = write_summary(some_run(), Format.TEXT, Look(columns=lambda: width))
         head, _, options = text.partition("To allow all of it:")
         assert "    --allow 169.254.169.254:80\n" in head or width >= 80
         for line in head.splitlines():
@@ -155,7 +189,7 @@ class TestText:
     def test_hostile(self, width: int | None) -> None:
         """Others' text is harmless, and no markup."""
         assert re.fullmatch(
-            r"[ -~\n]*", write_summary(hostile_run(), Format.TEXT, Look(width=width))
+            r"[ -~\n]*", write_summary(hostile_run(), Format.TEXT, Look(columns=lambda: width))
         )
 
 

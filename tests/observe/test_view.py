@@ -103,9 +103,29 @@ def test_file(pipe: Pipe, tmp_path: Path) -> None:
     path.mkdir()
     run(pipe, Format.MARKDOWN, file=file, color=True)
     path = tmp_path / "moved"
-    assert path.read_text(encoding="utf-8").startswith("before\n### sidecar: `make`\n")
+    assert path.read_text(encoding="utf-8").startswith("before\n\n### sidecar: `make`\n")
     assert "\x1b" not in path.read_text(encoding="utf-8")
     assert "###" not in pipe.read()
+
+
+@pytest.mark.parametrize(
+    ("form", "before", "after"),
+    [
+        (Format.MARKDOWN, "", "### sidecar: `make`\n"),
+        (Format.MARKDOWN, "text", "text\n### sidecar: `make`\n"),
+        (Format.TEXT, "", "sidecar 2 connections"),
+        (Format.TEXT, "text\n", "text\n\nsidecar 2 connections"),
+        (Format.JSON, "{}\n", '{}\n{"v":1,'),
+    ],
+)
+def test_file_with_something(
+    pipe: Pipe, tmp_path: Path, form: Format, before: str, after: str
+) -> None:
+    """What is in the file already stays apart; of JSON each run has a line."""
+    path = tmp_path / "summary"
+    path.write_text(before, encoding="utf-8")
+    run(pipe, form, file=SummaryFile(os.open(path, os.O_WRONLY | os.O_APPEND), str(path)))
+    assert path.read_text(encoding="utf-8").startswith(after)
 
 
 def test_json(pipe: Pipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import socket
 import sys
 import textwrap
 import time
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +21,7 @@ from sidecar.cli.demo.certificates import make_certificate
 from sidecar.cli.demo.origins import Servers
 from sidecar.cli.demo.playing import INDENT, Player
 from sidecar.cli.demo.scenes import SERVERS, hosts, scenes
+from sidecar.cli.streams import complain, ending
 from sidecar.errors import SidecarError
 from sidecar.linux.namespaces import set_up_loopback
 from sidecar.linux.processes import belongs_to
@@ -50,19 +53,15 @@ def main() -> int:
         The exit status.
     """
     directory, parent = Path(sys.argv[1]), int(sys.argv[2])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What commands say is passed on as it is.
+        sys.stdout.reconfigure(errors="surrogateescape")
     for number in _ENDING:
         signal.signal(number, _end)
     try:
-        return _play(directory, parent)
-    except SidecarError as error:
-        print(f"sidecar demo: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Nobody reads on. Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"sidecar demo: {error}", file=sys.stderr)
+        return ending("sidecar demo", partial(_play, directory, parent))
+    except (SidecarError, OSError) as error:
+        complain(f"sidecar demo: {error}")
         return 1
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -143,9 +142,8 @@ def _introduce() -> None:
 
 
 def _show(line: bytes) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write((INDENT.encode() + line).rstrip() + b"\n")
-    sys.stdout.buffer.flush()
+    text = line.decode(sys.stdout.encoding, "surrogateescape")
+    print(f"{INDENT}{text}".rstrip(), flush=True)
 
 
 def _say(label: str, text: str) -> None:

@@ -22,6 +22,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.cli import viewing
+from sidecar.cli.streams import complain
 from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -40,6 +41,19 @@ that it or its children make is intercepted, judged by the policy and relayed. T
 no way round it: what is denied, or is neither TCP nor DNS, goes nowhere.
 """
 _EPILOG = """\
+examples:
+  sidecar exec -- npm ci
+  sidecar exec --default deny --allow registry.npmjs.org:443 --fail-on-deny -- npm ci
+  sidecar exec --learn policy.toml -- ./build.sh
+  sidecar exec --policy policy.toml --fail-on-deny -- ./build.sh
+
+HOST is a name; "*.NAME", all names below it; an address or a network; "private",
+"loopback", "link-local", "metadata" or "public", a class of addresses; or "*". PORTS are
+like 443 or 80,8000-8999. A policy's file has the same rules:
+  [policy]
+  default = "deny"
+  allow = ["*.example.org:443", "10.0.0.0/8:5432"]
+
 exit status: the command's; 128+N if signal N ended it; 125 if sidecar itself failed,
 126 if the command can't be executed, 127 if it isn't found; 77 with --fail-on-deny if
 anything was denied
@@ -55,8 +69,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # As env(1) and timeout(1) have it: 2 may be the command's own.
     parser.error = _usage_error  # type: ignore[method-assign]
     policy = parser.add_argument_group("policy")
-    policy.add_argument("--allow", metavar="RULE", action="append", default=[], help="a rule")
-    policy.add_argument("--deny", metavar="RULE", action="append", default=[], help="a rule")
+    policy.add_argument(
+        "--allow",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help='allow what matches HOST[:PORTS], like "*.example.org:80,443" or 10.0.0.0/8;'
+        " may be repeated",
+    )
+    policy.add_argument(
+        "--deny",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="deny what matches, whatever --allow says; may be repeated",
+    )
     policy.add_argument(
         "--default",
         metavar="WHAT",
@@ -114,15 +141,19 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, command)
     except SidecarError as error:
-        print(f"sidecar exec: {error}", file=sys.stderr)
-        return OWN_FAILURE
+        complain(f"sidecar exec: {error}")
+    except Exception as error:  # noqa: BLE001 - 1, as Python has it, may be the command's own
+        more = "" if arguments.verbose else " (-v says where)"
+        complain(f"sidecar exec: unexpected {type(error).__name__}: {error}{more}")
+        if arguments.verbose:
+            sys.excepthook(type(error), error, error.__traceback__)
+    return OWN_FAILURE
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     from sidecar.cli.exec.logs import open_log
-    from sidecar.sandbox.starting import Interrupted, open_missing, start
+    from sidecar.sandbox.starting import Interrupted, start
 
-    open_missing()
     log = None if arguments.log is None else open_log(arguments.log)
     viewing.check(arguments)
     bridges = _bridges(arguments)
@@ -160,7 +191,7 @@ def _serve(started: Started, plan: Plan) -> int:
     status = serve(started, plan)
     if plan.learning is not None:
         for line in plan.learning.finish(status):
-            print(f"sidecar exec: {line}", file=sys.stderr)
+            complain(f"sidecar exec: {line}")
     return status
 
 
@@ -173,8 +204,5 @@ def _let_go_of_input() -> None:
 
 
 def _usage_error(message: str) -> NoReturn:
-    print(
-        f"sidecar exec: {message} (usage: sidecar exec [OPTION]... -- CMD...; see --help)",
-        file=sys.stderr,
-    )
+    complain(f"sidecar exec: {message} (usage: sidecar exec [OPTION]... -- CMD...; see --help)")
     raise SystemExit(OWN_FAILURE)

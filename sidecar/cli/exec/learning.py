@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidecar.config import COMMAND_LINE
 from sidecar.config.learning import PolicyFile, alone, policy_text
 from sidecar.errors import ConfigError
 from sidecar.policy import Default, Policy
@@ -51,6 +52,9 @@ class Learning:
         """
         if arguments.learn is None:
             return None
+        if arguments.learn == "-":
+            problem = "rules are added to a file; one of that name is ./-"
+            raise ConfigError(COMMAND_LINE, "--learn", arguments.learn, problem)
         return cls(arguments.learn, siblings=SIBLINGS_MIN if arguments.learn_wildcards else None)
 
     def gatherer(

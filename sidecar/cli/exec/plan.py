@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar import policy
-from sidecar.config import Verify, load
+from sidecar.config import COMMAND_LINE, Verify, load
+from sidecar.errors import ConfigError
 from sidecar.policy import AddressClass, Default
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ class Plan:
         config: The policy, its limits, observers and steps.
         log: A descriptor for the access log; None for none.
         fail_on_deny: Whether a denial decides the exit status.
-        verbosity: -1 for quiet, 0, or 1 for verbose.
         command: What is run.
         learning: What `--learn` needs; None without it.
         bridges: Ports that lead out of the sandbox or into it, listened on where that is
@@ -43,7 +43,6 @@ class Plan:
     config: Config
     log: int | None
     fail_on_deny: bool
-    verbosity: int
     command: list[str]
     learning: Learning | None
     bridges: Bridges | None
@@ -81,7 +80,6 @@ class Plan:
             config=config,
             log=log,
             fail_on_deny=arguments.fail_on_deny,
-            verbosity=int(arguments.verbose) - int(arguments.quiet),
             command=arguments.cmd[1:] if arguments.cmd[:1] == ["--"] else arguments.cmd,
             learning=_learning(arguments),
             bridges=bridges,
@@ -91,6 +89,9 @@ class Plan:
 
 def _learning(arguments: argparse.Namespace) -> Learning | None:
     if arguments.learn is None:
+        if arguments.learn_wildcards:
+            problem = "says how to learn, and --learn FILE is not given"
+            raise ConfigError(COMMAND_LINE, "--learn-wildcards", None, problem)
         return None
     from sidecar.cli.exec.learning import Learning
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, cast
 
 from twisted.logger import (
@@ -13,20 +12,17 @@ from twisted.logger import (
     globalLogBeginner,
 )
 
+from sidecar.cli.streams import complain
+
 if TYPE_CHECKING:
     from twisted.logger import ILogObserver, LogEvent
 
 __all__ = ["report_errors"]
 
 
-def report_errors(verbosity: int) -> None:
-    """Have Twisted's log on standard error: a line for each error and warning, nothing else.
-
-    Args:
-        verbosity: -1 for errors alone.
-    """
-    level = LogLevel.error if verbosity < 0 else LogLevel.warn
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+def report_errors() -> None:
+    """Have Twisted's log on standard error: a line for each error and warning, nothing else."""
+    predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     observer = FilteringLogObserver(cast("ILogObserver", _print), [predicate])
     globalLogBeginner.beginLoggingTo([observer], discardBuffer=True, redirectStandardIO=False)
 
@@ -36,4 +32,4 @@ def _print(event: LogEvent) -> None:
     failure = event.get("log_failure")
     if failure is not None:
         text = f"{text}: {failure.getTraceback()}"
-    print(f"sidecar exec: {text}", file=sys.stderr)
+    complain(f"sidecar exec: {text}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 from typing import TYPE_CHECKING, cast
 
 from twisted.internet import defer
@@ -13,6 +12,7 @@ from twisted.logger import Logger
 from sidecar.cli.exec.plan import DEFAULT, NOT_BY_NAME
 from sidecar.cli.exec.reporting import report_errors
 from sidecar.cli.exec.sealing import Kept, seal
+from sidecar.cli.streams import complain
 from sidecar.cli.viewing import make_view
 from sidecar.config import Verify
 from sidecar.dns.forwarding import Forwarder
@@ -90,7 +90,7 @@ def serve(started: Started, plan: Plan) -> int:
         The exit status.
     """
     reactor = cast("IRelayReactor", installed_reactor)
-    report_errors(plan.verbosity)
+    report_errors()
     session = _Session(reactor, started, plan)
     reactor.callWhenRunning(session.start)
     # Signals are the sandbox's affair.
@@ -256,7 +256,7 @@ class _Session:
         )
 
     def _status(self, sandbox: Sandbox, guard: Guard) -> int:
-        if self._plan.verbosity > 0:
+        if self._plan.view.verbose:
             for each in self._started.missing:
                 self._say(each)
             if sandbox.outlived:
@@ -278,7 +278,7 @@ class _Session:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(f"sidecar exec: {text}", file=sys.stderr)
+        complain(f"sidecar exec: {text}")
 
     def _observer(self, more: Sequence[IFlowObserver]) -> IFlowObserver:
         plugged_in = _plugged_in(self._plan.config.observers)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from sidecar.cli.leak_test.conversing import PATIENCE, LeakTestError, converse, 
 from sidecar.cli.leak_test.inside import ATTEMPTS, serve
 from sidecar.cli.leak_test.listening import ALLOWED_NAME, NETLINK_PORT, PORT, Listeners
 from sidecar.cli.leak_test.outcomes import Came, Outcome, judge
+from sidecar.cli.streams import complain, ending
 from sidecar.errors import SidecarError
 from sidecar.linux.namespaces import set_up_loopback
 from sidecar.sandbox.addresses import EVERYWHERE
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_NAME = "sidecar doctor --leak-test"
 # For documentation (RFC 5737, RFC 3849): nobody's.
 _HOST = ("203.0.113.1", "2001:db8:2::1")
 _ANYBODY = ("198.51.100.1", "2001:db8:1::1")
@@ -64,14 +67,18 @@ def main() -> int:
     as_json, parent = sys.argv[1] == "json", int(sys.argv[2])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with ExitStack() as stack:
-            return _play(parent, stack, as_json=as_json)
+        return ending(_NAME, partial(_play, parent, as_json=as_json))
     except SidecarError as error:
-        print(f"sidecar doctor --leak-test: {error}", file=sys.stderr)
+        complain(f"{_NAME}: {error}")
         return 1
 
 
-def _play(parent: int, stack: ExitStack, *, as_json: bool) -> int:
+def _play(parent: int, *, as_json: bool) -> int:
+    with ExitStack() as stack:
+        return _play_on(parent, stack, as_json=as_json)
+
+
+def _play_on(parent: int, stack: ExitStack, *, as_json: bool) -> int:
     airgap.enter()
     children.die_with(parent)
     versions = set_up_loopback([ip_address(each) for each in _HOST], EVERYWHERE)

@@ -13,6 +13,7 @@ from sidecar.cli.rules.options import (
     rule_set_from,
     seconds,
 )
+from sidecar.cli.streams import complain
 from sidecar.errors import RulesError
 
 if TYPE_CHECKING:
@@ -118,13 +119,12 @@ def _apply(arguments: argparse.Namespace) -> int:
 
     rules = _wanted(arguments)
     for warning in others.hiding():
-        print(f"sidecar rules: warning: {warning}", file=sys.stderr)
+        complain(f"sidecar rules: warning: {warning}")
     cut = lifecycle.apply(rules)
     if cut:
-        print(
+        complain(
             f"sidecar rules: warning: {_connections(cut)} intercepted in the other mode will "
-            "break (remove first to let them end)",
-            file=sys.stderr,
+            "break (remove first to let them end)"
         )
     print(f"applied: {describe(rules)}")
     return 0
