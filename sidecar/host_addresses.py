@@ -20,14 +20,14 @@ __all__ = ["HostAddresses"]
 
 @implementer(IReadDescriptor)
 class HostAddresses:
-    """The addresses of all interfaces, kept up to date by the kernel's word.
+    """The host's own addresses, kept up to date by the kernel's word.
 
     Args:
         reactor: Told when there is something to read.
         changed: Called whenever `current` has become another.
 
     Attributes:
-        current: The addresses, in network byte order.
+        current: The addresses.
 
     Raises:
         OSError: The kernel doesn't say.
@@ -59,7 +59,7 @@ class HostAddresses:
         return "host addresses"
 
     def doRead(self) -> None:
-        """An address has come or gone."""
+        """An address or a route has come or gone."""
         if not something_changed(self._watch):
             return
         current = own_addresses()

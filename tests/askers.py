@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from twisted.names import dns
 from zope.interface import implementer
 
+from sidecar.dns.forwarding import Forwarder
 from sidecar.dns.messages import Message
 from sidecar.dns.service import RunningDNS, start_dns
 from sidecar.interfaces import IDNSObserver
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from turning import Turning
     from typing_extensions import Self
 
+    from sidecar.dns.asking import IAskingReactor
     from sidecar.dns.resolvconf import NameServer
     from sidecar.lookups import Lookup
 
@@ -136,15 +138,17 @@ class Stage:
         self.tcp_at = self.tcp[0].getsockname()
         if self.send_buffer is not None:
             self.tcp[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer)
+        reactor = cast("IAskingReactor", self.turning.reactor)
+        self.forwarder = Forwarder(reactor, self.runtime.poller, lambda: self.servers)
         self.running: RunningDNS = start_dns(
             self.runtime,
             lambda: self.rules,
             self.served,
+            self.forwarder,
+            lambda: self.search,
             udp=self.udp,
             tcp=self.tcp,
             observer=self.seen,
-            servers=lambda: self.servers,
-            search=lambda: self.search,
         )
         self.client.connect(self.udp_at)
         self.client.setblocking(False)
@@ -154,12 +158,13 @@ class Stage:
         self.client.close()
         stopped = self.running.stop()
         self.turning.result(stopped)
+        self.forwarder.close()
         self.turning.settle()
         self.runtime.close()
 
     def be_patient(self) -> None:
         """Have it wait for each server longer than a test does: what comes, comes without."""
-        self.running._forwarder._deadline = 3600.0
+        self.forwarder._deadline = 3600.0
 
     def send(self, data: bytes) -> bytes:
         """Send a datagram and take one back."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
 
 from sidecar.config.http import HttpConfig
 from sidecar.linux import OWN_MARK
 from sidecar.policy import NOT_BY_NAME, AddressClass, Choice, Default, NameRule, Policy, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 __all__ = [
     "DEFAULT_HTTP_PROXY",
@@ -188,7 +191,7 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def build(
         self,
         default: Default = Default.ALLOW,
-        own: frozenset[bytes] = frozenset(),
+        own: Container[bytes] = frozenset(),
         not_by_name: frozenset[AddressClass] = NOT_BY_NAME,
     ) -> Policy:
         """Make the policy that decides.

@@ -8,13 +8,12 @@ additional records: what a program needs of them it asks for, and we see it.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from twisted.names import dns
 
-from sidecar.addresses import parse_ip
+from sidecar.dns.chains import ADDRESS_OCTETS, address_of, chain_of
 from sidecar.dns.messages import HTTPS, SVCB, is_name
 from sidecar.policy import Choice, Outcome
 from sidecar.wire.svcb import ECH, IPV4HINT, IPV6HINT, SvcbError, read_svcb
@@ -31,9 +30,6 @@ _RRSIG = 46
 # What may stand in the authority section: of a denial its zone and the proof, of a referral
 # the servers' names (without their addresses). DS, RRSIG, NSEC, NSEC3.
 _AUTHORITY = frozenset({dns.SOA, dns.NS, 43, _RRSIG, 47, 50})
-# Names that an answer may lead through; resolvers give up at 8 to 16.
-_CHAIN_MAX = 32
-_OCTETS = {dns.A: (4, socket.AF_INET), dns.AAAA: (16, socket.AF_INET6)}
 
 
 @dataclass
@@ -68,8 +64,8 @@ def filter_answer(message: Message, question: Question, host: str | None, reach:
             whatever names the answer leads through; None judges them alone.
         reach: What the policy could allow.
     """
-    left = Filtered()
-    names = _chain(message, question, left)
+    left = Filtered(chain=chain_of(message.answers, question.name))
+    names = {question.name.lower(), *map(bytes.lower, left.chain)}
     # What of each name and type is not as it was signed.
     changed: set[tuple[bytes, int]] = set()
     for record in message.answers:
@@ -93,24 +89,6 @@ def filter_answer(message: Message, question: Question, host: str | None, reach:
     return left
 
 
-def _chain(message: Message, question: Question, left: Filtered) -> set[bytes]:
-    """Follow the CNAMEs from the question; the names on the way, in lower case."""
-    targets: dict[bytes, bytes] = {}
-    for record in message.answers:
-        if isinstance(record.payload, dns.Record_CNAME) and record.payload.name is not None:
-            targets.setdefault(record.name.name.lower(), record.payload.name.name)
-    name = question.name.lower()
-    names = {name}
-    while len(names) < _CHAIN_MAX:
-        target = targets.get(name)
-        if target is None or not is_name(target) or target.lower() in names:
-            break
-        left.chain.append(target)
-        name = target.lower()
-        names.add(name)
-    return names
-
-
 def _is_dname(record: dns.RRHeader, names: set[bytes]) -> bool:
     """Whether a record is why one of the names leads elsewhere (RFC 6672)."""
     covers = record.type == dns.DNAME or (record.type == _RRSIG and _covered(record) == dns.DNAME)
@@ -131,10 +109,7 @@ def _kept(
 ) -> dns.RRHeader | None:
     """The record as it may be passed on: itself, another, or None."""
     data: bytes = getattr(record.payload, "data", b"")
-    if record.type in _OCTETS:
-        octets, _ = _OCTETS[record.type]
-        if len(data) != octets:
-            return None
+    if record.type in ADDRESS_OCTETS:
         return record if _may(record.type, data, record.ttl, host, reach, left) else None
     if record.type in {SVCB, HTTPS}:
         try:
@@ -154,8 +129,9 @@ def _kept(
 def _may(
     kind: int, packed: bytes, ttl: int, host: str | None, reach: Reach, left: Filtered
 ) -> bool:
-    _, family = _OCTETS[kind]
-    address = str(parse_ip(socket.inet_ntop(family, packed)))
+    address = address_of(kind, packed)
+    if address is None:
+        return False
     decision = reach.address(address, host)
     if decision.outcome is Outcome.ALLOW:
         left.addresses[address] = max(ttl, left.addresses.get(address, 0))
@@ -175,7 +151,7 @@ def _filter_binding(
         value = binding.parameters.get(key)
         if value is None:
             continue
-        octets, _ = _OCTETS[kind]
+        octets = ADDRESS_OCTETS[kind]
         hints = [value[start : start + octets] for start in range(0, len(value), octets)]
         good = b"".join(hint for hint in hints if _may(kind, hint, ttl, host, reach, left))
         if good:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sidecar.addresses import parse_host
 from sidecar.errors import AddressError
 
-__all__ = ["NameServer", "NameServers", "parse_name_servers", "parse_search"]
+__all__ = ["NameServer", "NameServers", "parse_dots", "parse_name_servers", "parse_search"]
 
 _PATH = Path("/etc/resolv.conf")
 _PORT = 53
@@ -22,6 +22,8 @@ _DEFAULT = "127.0.0.1"
 _SIZE_MAX = 1 << 16
 # Domains of a search list that count; glibc takes as many as there are.
 _DOMAINS_MAX = 64
+# resolv.conf(5): what `ndots` is if nobody says, and at most.
+_DOTS, _DOTS_MAX = 1, 15
 
 
 class NameServer(NamedTuple):
@@ -93,6 +95,19 @@ def parse_search(text: str, hostname: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def parse_dots(text: str) -> int:
+    """How many dots a name must have to be taken as it is (``ndots``); the last word counts."""
+    dots = _DOTS
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["options"]:
+            for word in words[1:]:
+                key, _, value = word.partition(":")
+                if key == "ndots" and value.isdecimal() and value.isascii():
+                    dots = min(int(value), _DOTS_MAX)
+    return dots
+
+
 class NameServers:
     """The host's name servers now, and its search list.
 
@@ -105,6 +120,7 @@ class NameServers:
         self._stamp: tuple[int, int, int] | None = None
         self._servers = parse_name_servers("")
         self._search = parse_search("", socket.gethostname())
+        self._dots = _DOTS
 
     def __call__(self) -> tuple[NameServer, ...]:
         """Look whether the file has changed, and tell whom to ask."""
@@ -116,6 +132,11 @@ class NameServers:
         self._look()
         return self._search
 
+    def dots(self) -> int:
+        """Likewise, tell how many dots a name must have to be asked for as it is."""
+        self._look()
+        return self._dots
+
     def _look(self) -> None:
         try:
             stat = self._path.stat()
@@ -125,6 +146,7 @@ class NameServers:
                     text = file.read(_SIZE_MAX).decode("ascii", "replace")
                 self._servers = parse_name_servers(text)
                 self._search = parse_search(text, socket.gethostname())
+                self._dots = parse_dots(text)
                 self._stamp = stamp
         except OSError:
             # Gone for a moment, or for good: those that were known are the best guess.

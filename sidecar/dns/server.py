@@ -31,7 +31,7 @@ from sidecar.dns.messages import (
 from sidecar.dns.questions import Local, Refused, decide
 from sidecar.flow import Verdict
 from sidecar.lookups import Lookup
-from sidecar.policy.reach import Reach
+from sidecar.policy.reach import CurrentReach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,12 +94,11 @@ class Answerer:
         observer: IDNSObserver | None = None,
     ) -> None:
         self._clock = clock
-        self._policy = policy
+        self.reach = CurrentReach(policy)
         self._served = served
         self._forwarder = forwarder
         self.search = search
         self._observer = observer
-        self._reach = Reach(policy())
 
     def ask(self, data: bytes, asked: Asked) -> bool:
         """Take a message.
@@ -123,14 +122,6 @@ class Answerer:
         return True
 
     # What one question needs
-
-    @property
-    def reach(self) -> Reach:
-        """What the policy in force could allow."""
-        policy = self._policy()
-        if policy is not self._reach.policy:
-            self._reach = Reach(policy)
-        return self._reach
 
     def now(self) -> float:
         """Seconds."""
@@ -175,7 +166,7 @@ class _Answering:
     def start(self) -> None:
         """Judge the question, and answer it or pass it on."""
         try:
-            found = decide(self.question, self._answerer.reach, self._answerer.search)
+            found = decide(self.question, self._answerer.reach(), self._answerer.search)
         except Exception:  # noqa: BLE001 - refuse, which is the safe side
             self._log.failure("bug while a DNS question was being judged; refused")
             self._finish(Reply(dns.ESERVER))
@@ -207,7 +198,7 @@ class _Answering:
 
     def _pass_on(self, answer: Message, rcode: int, errors: bytes, forward: Forward) -> None:
         # The policy may have been replaced since; the addresses are judged by the new one.
-        filtered = filter_answer(answer, self.question, forward.host, self._answerer.reach)
+        filtered = filter_answer(answer, self.question, forward.host, self._answerer.reach())
         error = None
         verdict, reason, rule, hint = Verdict.ALLOW, "default", None, ""
         denial = filtered.denial

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 
-from sidecar.dns.forwarding import Forwarder
-from sidecar.dns.resolvconf import NameServers
 from sidecar.dns.server import Answerer
 from sidecar.dns.tcp import StreamServerFactory
 from sidecar.dns.udp import DatagramServer
@@ -18,8 +16,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IListeningPort
 
-    from sidecar.dns.asking import IAskingReactor
-    from sidecar.dns.resolvconf import NameServer
+    from sidecar.dns.forwarding import Forwarder
     from sidecar.interfaces import IDNSObserver
     from sidecar.names.served import Served
     from sidecar.policy import Policy
@@ -33,18 +30,16 @@ class RunningDNS:
 
     def __init__(
         self,
-        forwarder: Forwarder,
         datagrams: list[DatagramServer],
         streams: StreamServerFactory,
         ports: list[IListeningPort],
     ) -> None:
-        self._forwarder = forwarder
         self._datagrams = datagrams
         self._streams = streams
         self._ports = ports
 
     def stop(self) -> Deferred[None]:
-        """Answer no more, and close everything; before the runtime is closed.
+        """Answer no more, and close everything; before the forwarder and the runtime are closed.
 
         Returns:
             Fires when the listening sockets are closed.
@@ -55,7 +50,6 @@ class RunningDNS:
         stopped = [port.stopListening() for port in self._ports]
         self._ports = []
         self._streams.close()
-        self._forwarder.close()
         waiting = [each for each in stopped if isinstance(each, Deferred)]
         return gatherResults(waiting).addCallback(lambda _: None) if waiting else succeed(None)
 
@@ -64,12 +58,12 @@ def start_dns(
     runtime: Runtime,
     policy: Callable[[], Policy],
     served: Served,
+    forwarder: Forwarder,
+    search: Callable[[], Sequence[str]],
     *,
     udp: Iterable[socket.socket],
     tcp: Iterable[socket.socket],
     observer: IDNSObserver | None = None,
-    servers: Callable[[], Sequence[NameServer]] | None = None,
-    search: Callable[[], Sequence[str]] | None = None,
 ) -> RunningDNS:
     """Begin to answer.
 
@@ -77,17 +71,15 @@ def start_dns(
         runtime: Of this process.
         policy: Tells which policy is in force.
         served: Takes note of every address that is given out.
+        forwarder: Asks the host's name servers. The caller's to close.
+        search: Tells which domains programs append to names.
         udp: Bound to port 53, of one family each, and telling where datagrams were sent to
             (`linux.pktinfo`): an answer's port is its socket's. Ours from here on.
         tcp: Listening. Ours from here on.
         observer: Told of every question.
-        servers: Tells whom to ask; None for the host's (/etc/resolv.conf).
-        search: Tells which domains programs append to names; None for the host's.
     """
     reactor = runtime.reactor
-    host = NameServers()
-    forwarder = Forwarder(cast("IAskingReactor", reactor), runtime.poller, servers or host)
-    answerer = Answerer(reactor, policy, served, forwarder, search or host.search, observer)
+    answerer = Answerer(reactor, policy, served, forwarder, search, observer)
     datagrams = [DatagramServer(runtime.poller, sock, answerer) for sock in udp]
     streams = StreamServerFactory(reactor, answerer)
     ports = []
@@ -96,4 +88,4 @@ def start_dns(
         with sock:
             sock.setblocking(False)
             ports.append(reactor.adoptStreamPort(sock.fileno(), sock.family, streams))
-    return RunningDNS(forwarder, datagrams, streams, ports)
+    return RunningDNS(datagrams, streams, ports)

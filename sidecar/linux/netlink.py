@@ -33,6 +33,7 @@ NLMSG_DONE = 3
 NLM_F_DUMP_INTR = 0x10
 SOL_NETLINK = 270
 NETLINK_CAP_ACK = 10
+NETLINK_GET_STRICT_CHK = 12
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
@@ -112,8 +113,14 @@ def transact(protocol: int, messages: list[Message]) -> None:
                         raise RequestError(number, messages[index].subject)
 
 
-def dump(protocol: int, message: Message) -> list[Reply]:
+def dump(protocol: int, message: Message, *, strict: bool = False) -> list[Reply]:
     """Ask for a list.
+
+    Args:
+        protocol: NETLINK_ROUTE, NETLINK_SOCK_DIAG or NETLINK_NETFILTER.
+        message: What for.
+        strict: Whether what the message's header says is to be a filter. Kernels before 4.20
+            give everything nevertheless.
 
     Raises:
         RequestError: The kernel refused.
@@ -121,6 +128,9 @@ def dump(protocol: int, message: Message) -> list[Reply]:
     """
     for _ in range(_DUMP_ATTEMPTS):
         with _open(protocol) as sock:
+            if strict:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
             sock.send(message.encode(1))
             replies = _collect(sock, message)
         if not any(reply.flags & NLM_F_DUMP_INTR for reply in replies):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Hosts = tuple[str, ...]
     Lookup = Callable[[str], list[str]]
 
-__all__ = ["INameResolver", "SystemResolver", "system_lookup"]
+__all__ = ["INameResolver", "SystemResolver", "is_canonical", "system_lookup"]
 
 # Threads. glibc gives a silent server 5 s, and asks up to three servers twice, so a
 # dead name holds a thread for half a minute; sixteen such names at once are an
@@ -173,7 +173,7 @@ class SystemResolver:
         if known is not None:
             # Each failure gets an error of its own: tracebacks are added to it.
             return succeed(known) if isinstance(known, tuple) else fail(copy(known))
-        if not _is_canonical(host):
+        if not is_canonical(host):
             return fail(AddressError(host, "not a canonical host name"))
         if self._closed:
             return fail(NameNotResolved(host, _STOPPED))
@@ -259,11 +259,11 @@ class SystemResolver:
         return addresses or NameNotResolved(host, "the name has no address")
 
 
-def _is_canonical(host: str) -> bool:
+def is_canonical(host: str) -> bool:
     """Whether addresses.py would have made this name of a peer's text.
 
-    Nothing else is handed to getaddrinfo, which stops at a NUL, and takes 127.1,
-    0x7f000001 and 017700000001 for 127.0.0.1.
+    Nothing else is resolved: getaddrinfo stops at a NUL, and takes 127.1, 0x7f000001 and
+    017700000001 for 127.0.0.1.
     """
     try:
         return parse_host(host) == host

@@ -32,7 +32,7 @@ from sidecar.policy.index import NameIndex, RuleIndex
 from sidecar.policy.ranges import AddressClass, classify, embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from sidecar.addresses import SocketAddress
     from sidecar.flow import Flow
@@ -86,8 +86,8 @@ class Policy:
         private_names: Names that allow rules may lead to addresses that are not public.
         ech: Whether a name may be a front for an encrypted one, where it matters.
         no_name: Whether a connection needs a name, where one would matter.
-        own: The host's own addresses, in network byte order: public ones among them are
-            taken for private, since they lead behind whatever guards the host's door.
+        own: Tells whether an address, in network byte order, is one of the host's own: if it is
+            public, it is taken for private, since it leads behind whatever guards the host's door.
         not_by_name: Classes that no rule for a name leads to.
 
     Attributes:
@@ -103,7 +103,7 @@ class Policy:
         private_names: Iterable[Rule] = (),
         ech: Choice = Choice.ALLOW,
         no_name: Choice = Choice.DENY,
-        own: frozenset[bytes] = frozenset(),
+        own: Container[bytes] = frozenset(),
         not_by_name: frozenset[AddressClass] = NOT_BY_NAME,
     ) -> None:
         self.default = default
@@ -120,7 +120,7 @@ class Policy:
         self._name_needed = no_name is Choice.DENY
         self._live_at(own)
 
-    def with_own(self, own: frozenset[bytes]) -> Policy:
+    def with_own(self, own: Container[bytes]) -> Policy:
         """Make the same policy for a host that has other addresses; quickly."""
         other = copy(self)
         other._live_at(own)  # noqa: SLF001 - another of ours
@@ -132,7 +132,7 @@ class Policy:
         made.not_by_name = other.not_by_name
         return made
 
-    def _live_at(self, own: frozenset[bytes]) -> None:
+    def _live_at(self, own: Container[bytes]) -> None:
         self.own = own
         # Clients come back, and each flow asks up to four times; nothing here changes.
         self._judged = lru_cache(_REMEMBERED)(self._judge)

@@ -17,13 +17,13 @@ from sidecar.policy.decisions import Outcome
 from sidecar.policy.policy import Default, Through
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sidecar.policy.decisions import Decision
     from sidecar.policy.policy import Policy
     from sidecar.policy.rules import Rule
 
-__all__ = ["Reach"]
+__all__ = ["CurrentReach", "Reach"]
 
 _LAST = 65535
 # The port that an answer is preferred for: what most programs want.
@@ -122,6 +122,25 @@ class Reach:
             if rule is not None and rule.is_for_names and rule not in found.values():
                 found[port] = rule
         return found
+
+
+class CurrentReach:
+    """What the policy in force could allow on some port; made anew when that is another.
+
+    Args:
+        policy: Tells which one is in force.
+    """
+
+    def __init__(self, policy: Callable[[], Policy]) -> None:
+        self._policy = policy
+        self._reach: Reach | None = None
+
+    def __call__(self) -> Reach:
+        """As it is now."""
+        policy = self._policy()
+        if self._reach is None or self._reach.policy is not policy:
+            self._reach = Reach(policy)
+        return self._reach
 
 
 def _ports(edges: Iterable[int]) -> list[int]:

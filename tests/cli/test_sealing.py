@@ -106,3 +106,18 @@ def test_unknown(directory: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as raised:
         imported(directory, "nowhere", "alone")
     assert "No module named 'nowhere'" in raised.value.stderr
+
+
+def test_library_for_the_end() -> None:
+    """What the C library loads for a thread that is left over at Python's end is there before."""
+    program = (
+        "from sidecar.cli.exec.sealing import Kept, seal; seal(Kept());"
+        " print('libgcc_s.so.1' in open('/proc/self/maps').read())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "True\n" == done.stdout

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar.dns.resolvconf import NameServer, NameServers, parse_name_servers, parse_search
+from sidecar.dns.resolvconf import (
+    NameServer,
+    NameServers,
+    parse_dots,
+    parse_name_servers,
+    parse_search,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +82,18 @@ def test_read_again(tmp_path: Path) -> None:
     assert ["1.1.1.1"] == [each.text for each in servers()]
     path.unlink()
     assert ["1.1.1.1"] == [each.text for each in servers()]
+
+
+@pytest.mark.parametrize(
+    ("text", "dots"),
+    [
+        ("", 1),
+        ("options edns0 ndots:5 trust-ad\n", 5),
+        ("options ndots:5\noptions ndots:0 ndots:2\n", 2),
+        ("options ndots:99\n", 15),
+        ("options ndots: ndots:x ndots:-1 ndots:² ndots\n", 1),
+    ],
+)
+def test_dots(text: str, dots: int) -> None:
+    """How many make a name be taken as it is; the last word counts."""
+    assert dots == parse_dots(text)

@@ -162,8 +162,8 @@ class TestAnswers:
         with Scripted(RECORDS, slow) as far, Stage(turn, policy(), [far.server]) as stage:
             for ident in range(5):
                 stage.client.send(query("www.example.com", ident=ident))
-            forwarder = stage.running._forwarder
-            turn.until(lambda: [5] == [len(each) for each in forwarder._waiters.values()])
+            waiting = stage.forwarder._waiters
+            turn.until(lambda: [5] == [len(each) for each in waiting.values()])
             all_have_asked.set()
             got = {read(stage.receive()).id for _ in range(5)}
             assert set(range(5)) == got

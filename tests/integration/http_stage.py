@@ -229,7 +229,7 @@ def http_stage(directory: Path) -> Iterator[HttpStage]:
     )
     namespace = Namespace("http")
     try:
-        namespace.be(PUBLIC)
+        namespace.reach(PUBLIC)
         command = ["nginx", "-c", str(configuration), "-p", str(directory), "-g", "daemon off;"]
         nginx = Program(namespace, command, cwd=directory)
         try:

@@ -88,6 +88,9 @@ class Namespace:
     """
 
     def __init__(self, label: str) -> None:
+        self._label = label
+        self._elsewhere: Namespace | None = None
+        self._far: set[str] = set()
         self.name = f"sc{os.getpid()}{label}"
         _ip("netns", "add", self.name)
         # Only what was made is ever removed.
@@ -96,6 +99,8 @@ class Namespace:
 
     def remove(self) -> None:
         """Remove it; its interfaces go once its last process and socket are gone."""
+        if self._elsewhere is not None:
+            self._elsewhere.remove()
         _ip("netns", "del", self.name)
 
     @contextmanager
@@ -151,16 +156,27 @@ class Namespace:
         with self.entered():
             Path("/proc/sys/net", key).write_text(value, encoding="ascii")
 
-    def be(self, address: str) -> None:
-        """Be another machine, too: one whose address no interface here has (AnyIP).
+    @property
+    def elsewhere(self) -> Namespace:
+        """Another machine, on a wire with this one."""
+        if self._elsewhere is None:
+            far = self._elsewhere = Namespace(f"{self._label}far")
+            _wire(self, "wire", far, "wire")
+            for namespace, number in ((self, 1), (far, 2)):
+                _address(Host(namespace, f"10.79.0.{number}", f"fd79::{number}"), "wire")
+        return self._elsewhere
+
+    def reach(self, address: str) -> None:
+        """Have an address elsewhere: who listens there is in reach from here.
 
         Args:
-            address: With or without a prefix length.
+            address: With or without a prefix length, which is that of a single one.
         """
-        self.ip("route", "add", "local", address, "dev", "lo")
-        if ":" in address:
-            # Only for IPv4 the route is enough to bind it.
-            self.sysctl("ipv6/ip_nonlocal_bind", "1")
+        host = address.partition("/")[0]
+        bits, gateway = (128, "fd79::2") if ":" in host else (32, "10.79.0.2")
+        self.elsewhere.ip("addr", "add", f"{host}/{bits}", "dev", "lo", "nodad")
+        self.ip("route", "add", host, "via", gateway)
+        self._far.add(host)
 
     def tcp_socket(self, family: socket.AddressFamily) -> socket.socket:
         """Make a TCP socket there that gives up after the deadline."""
@@ -170,9 +186,10 @@ class Namespace:
         return made
 
     def listen(self, address: SocketAddress, backlog: int = 128) -> socket.socket:
-        """Listen there, on exactly this address."""
+        """Listen there, on exactly this address; elsewhere, if it is one of there."""
+        place = self.elsewhere if address.host in self._far else self
         with ExitStack() as stack:
-            listener = stack.enter_context(self.tcp_socket(address.family))
+            listener = stack.enter_context(place.tcp_socket(address.family))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address.host, address.port))
             listener.listen(backlog)

@@ -89,7 +89,7 @@ def _machine(_namespaces: None, outside: Path) -> Iterator[Machine]:
     with ExitStack() as stack:
         stack.callback(namespace.remove)
         for address in (f"{HERE}/32", f"{ELSEWHERE}/32", f"{HERE6}/128"):
-            namespace.be(address)
+            namespace.reach(address)
         for name, text in _FILES.items():
             (outside / name).write_text(text, encoding="ascii")
         names = Scripted(RECORDS, port=53)

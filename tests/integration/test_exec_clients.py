@@ -301,14 +301,14 @@ def _machine_in(directory: Path) -> Iterator[Machine]:
         namespace = netns.Namespace("cli")
         stack.callback(namespace.remove)
         for address in (f"{HERE}/32", f"{HERE6}/128"):
-            namespace.be(address)
+            namespace.reach(address)
         names = Scripted(RECORDS, port=53)
         with namespace.entered():
             stack.enter_context(names)
         for host in (HERE, HERE6):
             stack.enter_context(Origin(namespace, SocketAddress(host, SSH), _greet))
         command = ["nginx", "-c", str(configuration), "-p", str(directory), "-g", "daemon off;"]
-        nginx = Program(namespace, command, cwd=directory)
+        nginx = Program(namespace.elsewhere, command, cwd=directory)
         stack.callback(nginx.stop)
         nginx.wait_until(lambda: nginx.listens(80) and nginx.listens(443))
         stage = Stage(namespace, directory, "root", files=directory)

@@ -98,7 +98,7 @@ def machine(_namespaces: None) -> Iterator[tuple[netns.Namespace, Servers]]:
     with ExitStack() as stack:
         stack.callback(namespace.remove)
         for address in (HERE, THERE, PROXY_HERE):
-            namespace.be(address)
+            namespace.reach(address)
 
         def serve(host: str, port: int) -> list[Request]:
             return stack.enter_context(scripted(namespace, SocketAddress(host, port), told(host)))

@@ -97,7 +97,7 @@ def machine(_namespaces: None, outside: Path) -> Iterator[Machine]:
         with namespace.entered():
             name_server = stack.enter_context(Scripted(RECORDS, port=53))
         for address in (HERE, THERE, PRIVATE):
-            namespace.be(address)
+            namespace.reach(address)
         stack.enter_context(Origin(namespace, SocketAddress(HERE, 80), http_page))
         for address in (HERE, THERE, PRIVATE):
             stack.enter_context(Origin(namespace, SocketAddress(address, PORT), http_page))

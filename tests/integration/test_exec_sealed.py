@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from identities import NOBODY, as_nobody
+from integration.exec_stage import Stage
 from integration.netns import DEADLINE, Pair
 from integration.origins import PAGE, Origin, http_page
 from integration.proxy import eventually
+from nameservers import Scripted, a
+from twisted.names import dns
 
 import sidecar
 
@@ -118,6 +121,70 @@ def test_installation_is_overwritten(
     assert str(server) in done.stderr
     assert f"--allow {server.host}:1" in done.stderr
     assert 2 == len((directory / "log").read_text().splitlines())
+
+
+NAME, OTHER = "www.example.com", "no.example.com"
+# A connection to another address under a name; one under a name that isn't there; a denial.
+ELSEWHERE = """
+echo ready; read line
+curl -sS --max-time 10 --resolve "$1:$3:93.184.216.35" "http://$1:$3/"
+curl -sS --max-time 10 --resolve "$2:$3:93.184.216.35" "http://$2:$3/" -o /dev/null
+curl -sS --max-time 10 "telnet://10.9.9.9:1" -o /dev/null
+echo ready; read line
+"""
+
+
+def libraries_of(process: subprocess.Popen[str]) -> set[str]:
+    """The files that a process has mapped."""
+    lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    return {words[5] for words in (line.split() for line in lines) if len(words) > 5}
+
+
+def test_names_without_the_c_library(directory: Path, pair: Pair, port: int) -> None:
+    """Whatever nsswitch.conf says, its modules are not run, nor anything else loaded late."""
+    files = {
+        "resolv.conf": "nameserver 127.0.0.1\n",
+        # No DNS, but modules whose files aren't part of the C library.
+        "nsswitch.conf": "hosts: mymachines resolve mdns4_minimal compat\n",
+        "hosts": "127.0.0.1 localhost\n",
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="ascii")
+    server = pair.far.at("ipv4", port)
+    # Where the loader looks first.
+    stage = Stage(
+        pair.near.namespace,
+        directory / "stash",
+        "nobody",
+        options=["--default", "deny", "--allow", f"*.example.com:{port}", "--allow", str(server)],
+        environment={"LD_LIBRARY_PATH": str(directory)},
+        files=directory,
+    )
+    with Origin(pair.far.namespace, server, http_page), pair.near.namespace.entered():
+        names = Scripted(a(NAME, server.host), port=53)
+        with (
+            names,
+            stage.start(
+                *("sh", "-c", ELSEWHERE, "sh", NAME, OTHER, str(port)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            ) as process,
+        ):
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert "ready\n" == process.stdout.readline()
+            before = libraries_of(process)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert PAGE == process.stdout.readline()
+            assert "ready\n" == process.stdout.readline()
+            after = libraries_of(process)
+            process.communicate("go\n", timeout=DEADLINE)
+    assert any(each.rpartition("/")[2].startswith("libc.") for each in before)
+    assert set() == after - before
+    asked = {(name, kind) for name, kind, _ in names.asked}
+    assert {(NAME, dns.A), (NAME, dns.AAAA), (OTHER, dns.A), (OTHER, dns.AAAA)} == asked
 
 
 class InPlace:

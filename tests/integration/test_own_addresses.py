@@ -15,7 +15,7 @@ from integration.netns import DEADLINE, Namespace
 from integration.origins import PAGE, Origin, http_page
 from integration.proxy import eventually
 
-from sidecar.addresses import SocketAddress
+from sidecar.addresses import SocketAddress, pack
 from sidecar.linux.own_addresses import open_watch, own_addresses, something_changed
 
 if TYPE_CHECKING:
@@ -53,18 +53,74 @@ class TestKernel:
         """Those that came are among them, those that went are not."""
         with host.entered():
             before = own_addresses()
-        assert {socket.inet_aton("127.0.0.1"), socket.inet_pton(socket.AF_INET6, "::1")} == before
+        loopback = {socket.inet_aton("127.0.0.1"), socket.inet_pton(socket.AF_INET6, "::1")}
+        assert loopback == before
         packed = socket.inet_pton(family, add(host, family))
         with host.entered():
-            assert before | {packed} == own_addresses()
+            assert {*loopback, packed} == own_addresses()
 
     def test_point_to_point(self, host: Namespace) -> None:
         """The other end's is not the host's."""
-        host.ip("addr", "add", "10.1.1.1", "peer", "10.1.1.2", "dev", "lo")
+        # On lo it would be.
+        host.ip("link", "add", "here", "type", "veth", "peer", "name", "there")
+        host.ip("link", "set", "here", "up")
+        host.ip("addr", "add", "10.1.1.1", "peer", "10.1.1.2", "dev", "here")
         with host.entered():
             found = own_addresses()
         assert socket.inet_aton("10.1.1.1") in found
         assert socket.inet_aton("10.1.1.2") not in found
+
+    @pytest.mark.parametrize(
+        ("network", "inside", "outside"),
+        [
+            ("8.8.8.8/32", ["8.8.8.8"], ["8.8.8.7", "8.8.8.9"]),
+            ("8.8.4.0/22", ["8.8.4.0", "8.8.7.255"], ["8.8.3.255", "8.8.8.0", "::808:505"]),
+            ("2a00:1450::7/128", ["2a00:1450::7"], ["2a00:1450::6"]),
+            ("2a00:1450::/64", ["2a00:1450::", "2a00:1450::ffff:0:0:1"], ["2a00:1450:0:1::"]),
+        ],
+    )
+    def test_local_by_route(
+        self, host: Namespace, network: str, inside: list[str], outside: list[str]
+    ) -> None:
+        """What a route makes local is among them, with no interface that has it; until it goes."""
+        with host.entered():
+            before = own_addresses()
+        host.ip("route", "add", "local", network, "dev", "lo", "proto", "66")
+        with host.entered():
+            found = own_addresses()
+        assert before != found
+        assert [True] * len(inside) == [pack(each) in found for each in inside]
+        assert [False] * len(outside) == [pack(each) in found for each in outside]
+        host.ip("route", "del", "local", network, "dev", "lo")
+        with host.entered():
+            assert before == own_addresses()
+
+    def test_no_local_routes(self, host: Namespace) -> None:
+        """Loopback, what only marked packets go by, what intercepts all, and where others are."""
+        with host.entered():
+            before = own_addresses()
+        host.ip("route", "add", "local", "127.5.0.0/16", "dev", "lo")
+        for family in ("-4", "-6"):
+            host.ip(family, "route", "add", "local", "default", "dev", "lo")
+            host.ip(family, "route", "add", "local", "default", "dev", "lo", "table", "1338")
+        host.ip("route", "add", "local", "8.8.0.0/16", "dev", "lo", "table", "100")
+        host.ip("route", "add", "unreachable", "9.9.0.0/16")
+        host.ip("route", "add", "broadcast", "9.8.255.255", "dev", "lo", "table", "local")
+        host.ip("route", "add", "unreachable", "2620:fe::/48")
+        with host.entered():
+            assert before == own_addresses()
+
+    @pytest.mark.parametrize("network", ["8.8.4.0/22", "2a00:1450::/64"])
+    def test_watch_routes(self, host: Namespace, network: str) -> None:
+        """Local ones count, when they come and when they go; others don't."""
+        with host.entered():
+            watch = open_watch()
+        with watch:
+            for kind, device in (("unreachable", ()), ("local", ("dev", "lo"))):
+                for way in ("add", "del"):
+                    host.ip("route", way, kind, network, *device)
+                    assert [watch] == select.select([watch], [], [], DEADLINE)[0]
+                    assert something_changed(watch) is (kind == "local")
 
     @FAMILIES
     def test_watch(self, host: Namespace, family: socket.AddressFamily) -> None:
@@ -102,6 +158,15 @@ class TestExec:
         assert ("deny", "private_address") == (entry["verdict"], entry["reason"])
         assert f"--allow {server}" in denied.output or f"to allow it: {server}" in denied.output
         assert PAGE == allowed.output
+
+    @pytest.mark.parametrize("network", ["8.8.8.0/24", "2a00:1450::/64"])
+    def test_by_route(self, stage: Stage, host: Namespace, network: str, port: int) -> None:
+        """Nor what a route makes local."""
+        host.ip("route", "add", "local", network, "dev", "lo")
+        server = SocketAddress(network.partition("/")[0].replace(".0", ".7"), port)
+        denied = stage.run("curl", "-sS", "-g", "--max-time", "10", f"http://{server}/")
+        (entry,) = denied.log
+        assert ("deny", "private_address") == (entry["verdict"], entry["reason"])
 
     @FAMILIES
     def test_comes_later(

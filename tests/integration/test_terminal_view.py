@@ -203,7 +203,7 @@ def machine(_namespaces: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with ExitStack() as stack:
         stack.callback(namespace.remove)
         for address in ADDRESSES.values():
-            namespace.be(address)
+            namespace.reach(address)
         with namespace.entered():
             records = [each for name, address in ADDRESSES.items() for each in a(name, address)]
             stack.enter_context(Scripted(records, port=53))

@@ -1,15 +1,21 @@
-"""Imports while the command runs: from memory, or not at all.
+"""Imports, and libraries, while the command runs: from memory, or not at all.
 
 The command may write what its user may, and that mostly includes the files that sidecar
 and its dependencies are installed in (a virtual environment, ``~/.local``, the current
 directory). A module imported now would be the command's own program, run outside. So
 all is imported before; what takes long and is seldom needed, its files are read.
+
+The C library loads libraries of its own accord, from where its loader looks: that may be the
+user's, too (LD_LIBRARY_PATH, the interpreter's own DT_RPATH). What it would load is loaded
+before, or not asked for: names (nsswitch.conf's modules), users and groups, other encodings.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, SourceFileLoader
 from importlib.util import cache_from_source, find_spec, spec_from_file_location
@@ -154,4 +160,7 @@ class _Refusing:
 
 def seal(kept: Kept) -> None:
     """From here on, import nothing but what was kept, and what is part of Python's executable."""
+    # pthread_exit(3) would, by which a daemon thread that is left over ends when Python does.
+    with suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
     sys.meta_path[:] = [BuiltinImporter, FrozenImporter, kept, _Refusing()]

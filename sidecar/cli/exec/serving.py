@@ -15,12 +15,14 @@ from sidecar.cli.exec.sealing import Kept, seal
 from sidecar.cli.streams import complain
 from sidecar.cli.viewing import make_view
 from sidecar.config import Verify
+from sidecar.dns.forwarding import Forwarder
+from sidecar.dns.resolvconf import NameServers
+from sidecar.dns.resolving import DNSResolver
 from sidecar.dns.service import start_dns
 from sidecar.errors import SidecarError, SummaryError
 from sidecar.flow import ListenerKind
 from sidecar.host_addresses import HostAddresses
 from sidecar.linux.processes import ProcessFinder
-from sidecar.names.resolving import SystemResolver
 from sidecar.names.served import Served, ServedFirst, hosts_file
 from sidecar.names.verifying import Off, Redial
 from sidecar.observe.requests import ByConnection
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from sidecar.cli.exec.plan import Plan
+    from sidecar.dns.asking import IAskingReactor
     from sidecar.interfaces import IDecisionStep, IDNSObserver, IFlowObserver, IRelayReactor
     from sidecar.names.verifying import IVerifier
+    from sidecar.observe.access_log import AccessLog
     from sidecar.sandbox.bridges import Bridges
     from sidecar.sandbox.bridging import Bridging
     from sidecar.sandbox.starting import Started
@@ -145,13 +149,10 @@ class _Session:
         reactor, plan, listeners = self._reactor, self._plan, self._listeners
         config = plan.config
         _open_as_many_as_allowed()
-        log = None
-        if plan.log is not None:
-            from sidecar.observe.access_log import AccessLog
-
-            log = AccessLog(plan.log, reactor, backlog=config.limits.access_log_backlog)
+        log = self._access_log()
         served = Served(reactor)
-        served.add_permanent(hosts_file())
+        hosts = hosts_file()
+        served.add_permanent(hosts)
         observers: list[IFlowObserver] = [] if log is None else [log]
         asking: list[IDNSObserver] = [self._view] if log is None else [self._view, log]
         if plan.learning is not None:
@@ -161,7 +162,9 @@ class _Session:
         runtime = Runtime.make(
             reactor, self._observer(observers), mark=config.mark or None, limits=config.limits
         )
-        resolver = SystemResolver(reactor, reactor)
+        servers = NameServers()
+        forwarder = Forwarder(cast("IAskingReactor", reactor), runtime.poller, servers)
+        resolver = DNSResolver(reactor, forwarder, servers, lambda: judge.policy, hosts)
         addresses = HostAddresses(
             reactor,
             lambda: setattr(judge, "policy", judge.policy.with_own(addresses.current)),
@@ -183,6 +186,8 @@ class _Session:
             runtime,
             lambda: judge.policy,
             served,
+            forwarder,
+            servers.search,
             udp=listeners.dns_udp,
             tcp=listeners.dns_tcp,
             observer=Observers(asking),
@@ -215,9 +220,9 @@ class _Session:
         finally:
             sandbox.let_go_of_signals()
             await dns.stop()
+            forwarder.close()
             runtime.close()
             http.close()
-            resolver.close()
             addresses.close()
             self._processes.close()
             await self._view.stop()
@@ -225,6 +230,14 @@ class _Session:
                 await log.stop()
         self.status = self._status(sandbox, guard)
         guard.close()
+
+    def _access_log(self) -> AccessLog | None:
+        if self._plan.log is None:
+            return None
+        from sidecar.observe.access_log import AccessLog
+
+        backlog = self._plan.config.limits.access_log_backlog
+        return AccessLog(self._plan.log, self._reactor, backlog=backlog)
 
     def _bridge(self, runtime: Runtime, bridges: Bridges) -> Bridging:
         from sidecar.sandbox.bridging import Bridging
@@ -277,7 +290,7 @@ class _Session:
         plugged_in = _plugged_in(self._plan.config.observers)
         return Observers([*self._view.observers, *more, *plugged_in])
 
-    def _verifier(self, runtime: Runtime, resolver: SystemResolver) -> IVerifier:
+    def _verifier(self, runtime: Runtime, resolver: DNSResolver) -> IVerifier:
         policy = self._plan.config.policy
         if policy.verify is Verify.CERTIFICATE:
             # TLS is a third of all that there is to import, and seldom needed.
