@@ -196,15 +196,13 @@ class _Missing:
             if seen.host is None:
                 continue
             decision = reach.name(seen.host, seen.leads)
+            if decision.outcome is Outcome.DENY and decision.reason is not Reason.DENIED_BY_RULE:
+                # What would be learned might be denied.
+                decision = self._if_denied(policy.judge_name(seen.host, _DNS_PORT), decision)
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {seen.host}", decision.reason, decision)
                 continue
-            if any(
-                reach.name(meant, seen.leads).outcome is not Outcome.DENY
-                for meant in seen.made_of
-                if "." not in meant or not seen.found
-            ):
-                # Then it is not asked for, and no denial; or it is asked in the other's stead.
+            if _is_covered(seen, reach):
                 continue
             lacking = self._answers_lack(seen, reach, private)
             lacking |= decision.outcome is Outcome.DENY
@@ -222,6 +220,8 @@ class _Missing:
             decision = reach.address(address, host)
             if decision.outcome is Outcome.ALLOW:
                 continue
+            there = reach.policy.judge(address, _DNS_PORT, host=host, protocol=Protocol.TCP)
+            decision = self._if_denied(there, decision)
             if decision.reason is Reason.DENIED_BY_RULE:
                 self._refuse(f"the lookup of {host}", decision.reason, decision)
             elif self._takes_address(address):
@@ -231,6 +231,10 @@ class _Missing:
                 if private.match(host, _DNS_PORT) is None:
                     self._need_private(host, address, seen)
         return lacking
+
+    @staticmethod
+    def _if_denied(decision: Decision, otherwise: Decision) -> Decision:
+        return decision if decision.reason is Reason.DENIED_BY_RULE else otherwise
 
     def _takes_address(self, address: str) -> bool:
         return classify(pack(address)) in self.base.not_by_name
@@ -268,6 +272,18 @@ class _Missing:
         ]
         refused = sorted(self.refused.values(), key=lambda each: each.target)
         return Lesson(tuple(allow), tuple(private), tuple(refused))
+
+
+def _is_covered(seen: Seen, reach: Reach) -> bool:
+    """Whether a name that a lookup's was made of is enough, as `sidecar.dns.questions` has it."""
+    for meant in seen.made_of:
+        if reach.name(meant, seen.leads).outcome is Outcome.DENY:
+            continue
+        # Then it is not asked for, and no denial; or, of a short name, asked in its stead.
+        addresses = [reach.address(address, meant).outcome for address in seen.addresses]
+        if not seen.found or ("." not in meant and {*addresses} <= {Outcome.ALLOW}):
+            return True
+    return False
 
 
 def _judge(policy: Policy, seen: Seen, address: str, port: int) -> Decision:

@@ -109,10 +109,10 @@ def assert_all_as_claimed(done: subprocess.CompletedProcess[str], user: int = 0)
     assert len(done.stdout.splitlines()) < 40
     for line in (
         r"sidecar allow index\.example:80 +tcp +↑\d+B +↓\d+B  \d\.\d\ds  \S+\[\d+\]",
-        r"sidecar deny  169\.254\.169\.254:80 .* --allow 169\.254\.169\.254:80 .*",
+        r"sidecar deny  169\.254\.169\.254:80 .* --allow 169\.254\.169\.254:80.*",
         r"sidecar 3 connections to 3 destinations, 1 denied, .*",
         r"sidecar allow registry\.example:443 .*",
-        r"sidecar deny  thief\.example:443 .* --allow thief\.example:443 .*",
+        r"sidecar deny  thief\.example:443 .* --allow thief\.example:443.*",
         r"sidecar deny  mzxw6ytboi\.thief\.example dns .*",
     ):
         assert 1 == len(re.findall(f"^   {line}$", done.stdout, re.MULTILINE)), line
