@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sidecar.addresses import SocketAddress
     from sidecar.flow import Flow
     from sidecar.names.verifying import Addresses
+    from sidecar.protocols.late import LateWords
     from sidecar.runtime import Runtime
 
 __all__ = ["Denial", "Pending"]
@@ -89,6 +90,10 @@ class Pending(Hearing):
 
     def _drop_upstream(self) -> None:
         """Nothing will be relayed."""
+
+    def _late_words(self) -> LateWords | None:
+        """Who hears what the client says first, once it is being relayed; None for nobody."""
+        return None
 
     # What came of hearing
 
@@ -185,7 +190,8 @@ class Pending(Hearing):
     def _go(self, addresses: Addresses) -> None:
         self._let_go()
         upstream = self._upstream(addresses[0])
-        self._allowed(Allowed(self._connection, self._flow, addresses, self._data, upstream))
+        words = self._late_words()
+        self._allowed(Allowed(self._connection, self._flow, addresses, self._data, upstream, words))
 
     def deny(
         self, reason: str, rule: str | None = None, hint: str = "", end: FlowEnd = FlowEnd.DENIED

@@ -42,6 +42,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 15) as client:
     for data in iter(lambda: client.recv(65536), b''):
         print(data.decode('latin-1'), end='')
 """
+# Likewise, after a silence longer than anybody waits.
+LATE = RAW.replace("    for each", "    __import__('time').sleep(0.6)\n    for each")
 KEPT = """
 import http.client, sys
 connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=15)
@@ -213,12 +215,36 @@ def test_dns_name(stage: Stage, servers: Servers) -> None:
     assert 1 == len(servers.here)
 
 
+def test_late(stage: Stage, servers: Servers) -> None:
+    """Whoever waits until silence was allowed is judged by what it says then."""
+    program = f"import socket; socket.gethostbyname({ALLOWED!r})\n{LATE}"
+    requests = "".join(
+        f"GET / HTTP/1.1\\r\\nHost: {host}\\r\\n{last}\\r\\n"
+        for host, last in [(DENIED, ""), (ALLOWED, "Connection: close\\r\\n")]
+    )
+    done = stage.python(program, HERE, "80", requests, options=ONE)
+    statuses = [line for line in done.output.splitlines() if line.startswith("HTTP/")]
+    assert ["403", "200"] == [line.split()[1] for line in statuses]
+    assert [ALLOWED] == [each.one("host") for each in servers.here]
+    assert [[DENIED, "deny", "default", 403], [ALLOWED, "allow", "rule", 200]] == [
+        facts(line, "host", "verdict", "reason", "status") for line in done.log
+    ]
+
+
 @pytest.mark.parametrize("start", ["\\r\\nGET", "\\x20GET", "GET\\t", "GET\\xa0"])
 def test_hidden(stage: Stage, servers: Servers, start: str) -> None:
     """What only some servers take for HTTP isn't judged by its address's name alone."""
     program = f"import socket; socket.gethostbyname({ALLOWED!r})\n{RAW}"
     rest = f" / HTTP/1.1\\r\\nHost: {DENIED}\\r\\nConnection: close\\r\\n\\r\\n"
     done = stage.python(program, HERE, "80", start, rest, options=ONE)
+    assert ["http_request_line"] == [line["reason"] for line in done.log]
+    assert [] == servers.here
+
+
+def test_no_version(stage: Stage, servers: Servers) -> None:
+    """Nor is a request line without a version, behind which some read fields."""
+    program = f"import socket; socket.gethostbyname({ALLOWED!r})\n{RAW}"
+    done = stage.python(program, HERE, "80", f"GET /\\r\\nHost: {DENIED}\\r\\n\\r\\n", options=ONE)
     assert ["http_request_line"] == [line["reason"] for line in done.log]
     assert [] == servers.here
 

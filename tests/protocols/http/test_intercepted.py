@@ -24,6 +24,7 @@ from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.sni import SNIProxyFactory
 from sidecar.protocols.tcp import TransparentRelayFactory
+from sidecar.relay.half import Half
 from sidecar.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -344,6 +345,10 @@ class TestTransparent:
             b"GET\xa0/",
             b"GET / HTTP/1.1 \r\n",
             b"hello http/1.1\r\n",
+            b"GET /x\r\n",
+            b"get  /x\r\n",
+            b"GET http://evil.test/\r\n",
+            b"GET https://evil.test/ x\r\n",
         ],
     )
     def test_nearly(self, said: bytes) -> None:
@@ -356,7 +361,13 @@ class TestTransparent:
             assert ["http_request_line"] == [flow.reason for flow in staged.flows]
             staged.origin.expect_nobody()
 
-    @pytest.mark.parametrize("said", [b"\0\0", b"NICK somebody\r\n", b"SSH-2.0-x\r\n"])
+    @pytest.mark.parametrize(
+        "said",
+        [
+            *(b"\0\0", b"NICK somebody\r\n", b"SSH-2.0-x\r\n", b"EHLO x\r\n", b"USER x\r\n"),
+            *(b"get key\r\n", b"GET x\r\n", b"/path\r\n", b"a1 LOGIN http\r\n"),
+        ],
+    )
     def test_others(self, said: bytes) -> None:
         """What nobody takes for HTTP is."""
         with stage(names_allowed()) as staged:
@@ -423,6 +434,278 @@ class TestTransparent:
             client.expect(SERVED)
             assert 403 == client.status()
             server.expect_nothing()
+
+
+GREETING = b"220 ready\r\n"
+DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+SAID_GOOD, SAID_FINE, SAID_EVIL, SAID_ANY = (
+    hello(server_name(name)) for name in (b"good.test", b"fine.test", b"evil.test", b"any.test")
+)
+
+
+@contextmanager
+def late(chosen: Policy | None = None) -> Iterator[tuple[Stage, Peer, Peer]]:
+    """Have a client that was silent for long enough, and be its server."""
+    with stage(chosen or names_allowed()) as staged:
+        staged.judge.silence = 0.01
+        staged.served.record("good.test", "127.0.0.1", 60.0)
+        client = staged.client()
+        server = staged.origin.accept()
+        staged.turning.until(lambda: staged.judge.open)
+        yield staged, client, server
+
+
+def in_pieces(said: bytes, pieces: int) -> list[bytes]:
+    """Cut it."""
+    size = -(-len(said) // pieces)
+    return [said[at : at + size] for at in range(0, len(said), size)]
+
+
+class TestLate:
+    """A client that is silent at first is heard all the same, and judged by what it says."""
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    def test_http(self, pieces: int) -> None:
+        """Each of its requests is judged by its own name; the server's connection is used."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(get(b"evil.test"), pieces))
+            assert 403 == client.status()
+            server.expect_nothing()
+            client.say(*in_pieces(get(b"good.test"), pieces))
+            server.expect(b"GET / HTTP/1.1\r\nHost: good.test\r\nVia: 1.1 sidecar\r\n\r\n")
+            server.send(OK)
+            client.expect(SERVED)
+            # The connection itself is no flow that anybody is told of.
+            assert [
+                ("evil.test", Verdict.DENY, "default"),
+                ("good.test", Verdict.ALLOW, "rule"),
+            ] == [(flow.host, flow.verdict, flow.reason) for flow in staged.flows]
+            assert {} == staged.judge.open
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    def test_tls(self, pieces: int) -> None:
+        """What it says is allowed: the server gets it, once, and all that follows."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(SAID_GOOD, pieces))
+            server.expect(SAID_GOOD)
+            server.send(b"hello")
+            client.expect(b"hello")
+            client.send(b"more")
+            server.expect(b"more")
+            client.finish()
+            server.expect_end()
+            server.finish()
+            client.expect_end()
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.SNI, "rule", FlowEnd.CLOSED, len(SAID_GOOD) + 4, 5) == (
+                *(flow.host, flow.host_from, flow.reason, flow.end, flow.sent, flow.received),
+            )
+            assert {} == staged.judge.open
+            assert staged.origin.port == getattr(flow.upstream, "port", None)
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    def test_tls_denied(self, pieces: int) -> None:
+        """It is denied: the client is told so, and the server has heard nothing."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(SAID_EVIL, pieces))
+            assert DENIED == client.expect_end()
+            assert b"" == server.expect_end()
+            (flow,) = staged.flows
+            assert ("evil.test", Verdict.DENY, "default", None, FlowEnd.DENIED, 0, 0) == (
+                *(flow.host, flow.verdict, flow.reason, flow.rule, flow.end),
+                *(flow.sent, flow.received),
+            )
+            assert {} == staged.judge.open
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    @pytest.mark.parametrize("said", [b"\0\0", b"NICK somebody\r\n", b"SSH-2.0-x\r\n"])
+    def test_others(self, said: bytes, pieces: int) -> None:
+        """What says no name is passed on, and what follows it isn't looked at."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(said, pieces))
+            server.expect(said)
+            client.send(SAID_EVIL)
+            server.expect(SAID_EVIL)
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.DNS, Verdict.ALLOW, len(said + SAID_EVIL)) == (
+                *(flow.host, flow.host_from, flow.verdict, flow.sent),
+            )
+
+    def test_silent_to_the_end(self) -> None:
+        """One that has nothing to say is relayed to its end."""
+        with late() as (staged, client, server):
+            server.send(GREETING)
+            client.expect(GREETING)
+            client.finish()
+            assert b"" == server.expect_end()
+            server.finish()
+            client.expect_end()
+            (flow,) = staged.flows
+            assert (FlowEnd.CLOSED, 0, len(GREETING)) == (flow.end, flow.sent, flow.received)
+
+    @pytest.mark.parametrize("said", [b"GET /x\r\n", b" GET / HTTP/1.1\r\n"])
+    def test_nearly(self, said: bytes) -> None:
+        """Nor is it let go for its address's name with what some servers take for HTTP."""
+        with late() as (staged, client, server):
+            client.send(said + b"Host: evil.test\r\n\r\n")
+            assert 403 == client.status()
+            assert b"" == server.expect_end()
+            assert ["http_request_line"] == [flow.reason for flow in staged.flows]
+
+    @pytest.mark.parametrize("spoke", [True, False])
+    def test_dripping(self, spoke: bool) -> None:
+        """From its first byte on it has the time that others have."""
+        with late() as (staged, client, server):
+            staged.judge.patience = 0.01
+            if spoke:
+                server.send(GREETING)
+                client.expect(GREETING)
+            # The patience of the flow is that of when it was allowed.
+            ((_, relaying),) = staged.judge.open.values()
+            assert relaying._words is not None
+            relaying._words._patience = 0.01
+            client.send(SAID_GOOD[:9])
+            assert DENIED == client.expect_end()
+            assert b"" == server.expect_end()
+            (flow,) = staged.flows
+            assert (Verdict.DENY, "peek_timeout", len(GREETING) if spoke else 0) == (
+                *(flow.verdict, flow.reason, flow.received),
+            )
+
+    def test_server_first(self) -> None:
+        """What a server says first is passed on at once, and its client is heard after it."""
+        with stage(policy(deny=["evil.test"])) as staged:
+            staged.judge.silence = 3600.0
+            for said in (SAID_ANY, SAID_EVIL):
+                client = staged.client()
+                server = staged.origin.accept()
+                server.send(GREETING)
+                client.expect(GREETING)
+                client.send(said)
+                if said == SAID_ANY:
+                    server.expect(said)
+                    server.send(b"hello")
+                    client.expect(b"hello")
+                    client.close()
+                    server.close()
+                else:
+                    assert DENIED == client.expect_end()
+                    assert b"" == server.expect_end()
+                staged.turning.until(lambda: staged.flows)
+                flow = staged.flows.pop()
+                allowed = said == SAID_ANY
+                assert (
+                    ("any.test", "default", len(said), len(GREETING) + 5)
+                    if allowed
+                    else ("evil.test", "denied_by_rule", 0, len(GREETING))
+                ) == (flow.host, flow.reason, flow.sent, flow.received)
+
+    def test_http_after_the_server(self) -> None:
+        """Requests can't be told apart where the server spoke first: denied, whatever the name."""
+        with late() as (staged, client, server):
+            server.send(GREETING)
+            client.expect(GREETING)
+            client.send(get(b"good.test"))
+            assert 403 == client.status()
+            assert b"" == server.expect_end()
+            (flow,) = staged.flows
+            assert (Verdict.DENY, "server_spoke_first", 0, len(GREETING)) == (
+                *(flow.verdict, flow.reason, flow.sent, flow.received),
+            )
+
+    @pytest.mark.parametrize("spoke", [True, False])
+    def test_elsewhere(self, spoke: bool) -> None:
+        """A name that is elsewhere is dialled there, unless the client has heard this server."""
+        with late() as (staged, client, server):
+            staged.names.table["fine.test"] = ("127.0.0.2",)
+            if spoke:
+                server.send(GREETING)
+                client.expect(GREETING)
+            with socket.create_server(("127.0.0.2", staged.origin.port)) as elsewhere:
+                elsewhere.settimeout(5)
+                client.send(SAID_FINE)
+                assert b"" == server.expect_end()
+                if spoke:
+                    assert DENIED == client.expect_end()
+                    assert ["server_spoke_first"] == [flow.reason for flow in staged.flows]
+                    return
+                other = Peer(staged.turning, elsewhere.accept()[0])
+                other.expect(SAID_FINE)
+                client.close()
+                other.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert ("fine.test", "127.0.0.2") == (flow.host, getattr(flow.upstream, "host", None))
+
+    @pytest.mark.parametrize("end", ["client", "process"])
+    def test_gone_while_verified(self, end: str) -> None:
+        """Nobody is left where a client goes, or the process ends, while its name is verified."""
+        with late() as (staged, client, server):
+            staged.names.slow = True
+            client.send(SAID_FINE)
+            staged.turning.until(lambda: staged.names.waiting)
+            if end == "client":
+                client.reset()
+                assert b"" == server.expect_end()
+            else:
+                staged.runtime.close()
+            staged.turning.until(lambda: staged.flows)
+            reset = FlowEnd.CLIENT_RESET if end == "client" else FlowEnd.SHUTDOWN
+            assert [(Verdict.DENY, "not_judged", reset)] == [
+                (flow.verdict, flow.reason, flow.end) for flow in staged.flows
+            ]
+
+    @pytest.mark.parametrize("end", ["reload", "process", "client", "server"])
+    def test_ends_while_silent(self, end: str) -> None:
+        """A flow whose client is still silent, or stammers, ends as every other."""
+        with late() as (staged, client, server):
+            client.send(SAID_GOOD[:9])
+            staged.turning.settle()
+            if end == "reload":
+                staged.judge.policy = policy(default="deny")
+                staged.judge.close_denied()
+            elif end == "process":
+                staged.runtime.close()
+            else:
+                (client if end == "client" else server).reset()
+            staged.turning.until(lambda: staged.flows)
+            if end != "client":
+                assert b"" == client.expect_reset()
+            expected = {
+                "reload": FlowEnd.DENIED,
+                "process": FlowEnd.SHUTDOWN,
+                "client": FlowEnd.CLIENT_RESET,
+                "server": FlowEnd.SERVER_RESET,
+            }
+            assert [(expected[end], 0)] == [(flow.end, flow.sent) for flow in staged.flows]
+
+    def test_bug(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bug while it is judged again denies."""
+        with late() as (staged, client, server):
+
+            def decide(_: Flow) -> None:
+                raise RuntimeError("bug")
+
+            monkeypatch.setattr(staged.judge.policy, "decide", decide)
+            client.send(SAID_GOOD)
+            assert DENIED == client.expect_end()
+            assert b"" == server.expect_end()
+            assert ["internal_error"] == [flow.reason for flow in staged.flows]
+            staged.turning.failures.clear()
+
+    def test_no_name_matters(self) -> None:
+        """Where none does, nothing is heard, at no cost."""
+        with stage(policy(default="deny", allow=["127.0.0.1"])) as staged:
+            staged.client()
+            staged.origin.accept()
+            staged.turning.until(lambda: staged.judge.open)
+            ((_, relaying),) = staged.judge.open.values()
+            assert relaying._words is None
+            relay = relaying._joined._relay  # type: ignore[union-attr]
+            assert Half is type(relay.downstream)  # type: ignore[union-attr]
 
 
 class TestByName:
