@@ -75,7 +75,24 @@ class Judging(Pending):
             # It would be let go for its address's name, whatever it says in Host.
             flow.protocol = Protocol.HTTP
             flow.problem = "http_request_line"
+        elif flow.to_proxy is not None and self._asks_for_others(flow.to_proxy):
+            # It is for the proxy, whomever that is asked for: its own name, if it has one.
+            flow.host = flow.host_from = None
+            self._judge.name(flow)
+            flow.problem = "proxy_request"
+            if self._denial is not None and self._denial.hint:
+                self._denial = self._denial._replace(hint=self._way_round())
         super()._heard()
+
+    def _asks_for_others(self, host: str) -> bool:
+        """Whether a server is taken for a proxy that leads to somebody else."""
+        served, destination = self._judge.served, self._flow.destination
+        if self._data.startswith(b"CONNECT "):
+            return True
+        if served is None or destination is None:
+            # Nobody knows whose the address is before it is verified.
+            return False
+        return host != destination.host and not served.owns(host, destination.host)
 
     def _decide(self) -> None:
         flow = self._flow
@@ -167,6 +184,7 @@ class Judging(Pending):
         flow.ja4 = said.ja4
         flow.ech = said.ech
         flow.problem = said.problem
+        flow.to_proxy = said.to_proxy
         if said.host is not None:
             flow.host = said.host
             flow.host_from = said.host_from
@@ -180,7 +198,7 @@ class Judging(Pending):
 
     def _go(self, addresses: Addresses) -> None:
         if self._server_spoke and addresses[0] != self._flow.upstream:
-            self.deny("server_spoke_first")
+            self.deny("server_spoke_first", hint=self._way_round())
         else:
             super()._go(addresses)
 

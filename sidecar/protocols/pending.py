@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Denial", "Pending"]
 
+# What honest clients say, too, and no name can be read in.
+_UNREADABLE = frozenset({"http_version", "proxy_request"})
+
 
 class Denial(NamedTuple):
     """What a client is to be told.
@@ -101,14 +104,22 @@ class Pending(Hearing):
         if self._denial is not None:
             self._deny(self._denial)
             return
-        if self._flow.problem is not None and not self._allowed_anyway:
-            self.deny(self._flow.problem)
+        problem = self._flow.problem
+        if problem is not None and not self._allowed_anyway:
+            self.deny(problem, hint=self._way_round() if problem in _UNREADABLE else "")
             return
         try:
             self._names_known()
         except Exception:  # noqa: BLE001 - a timer or the upstream may have called us
             self._log.failure("bug while a flow was being judged; denied")
             self.failed()
+
+    def _way_round(self) -> str:
+        """What would allow the flow, whatever its client says."""
+        destination = self._flow.destination
+        if destination is None:
+            return ""
+        return self._judge.policy.rule_to_pass_unread(destination.host, destination.port)
 
     def _ran_out(self) -> None:
         if self._allowed_anyway:

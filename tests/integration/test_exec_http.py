@@ -281,9 +281,10 @@ class TestProxies:
         command = ("curl", "-q", "-sS", "--max-time", "15", f"http://{OTHER}/")
         options = ["--default", "deny", "--allow", PROXY]
         done = stage.run(*command, options=options)
-        assert f"denied: default; to allow it: {OTHER}:{PROXY_PORT}" in done.output
-        assert [[OTHER, "deny", f"{PROXY_HERE}:{PROXY_PORT}"]] == [
-            facts(line, "host", "verdict", "destination") for line in done.log
+        rule = f"{PROXY_HERE}:{PROXY_PORT}"
+        assert f"denied: proxy_request; to allow it: {rule}" in done.output
+        assert [[PROXY, "deny", "proxy_request", rule]] == [
+            facts(line, "host", "verdict", "reason", "destination") for line in done.log
         ]
         assert [] == servers.proxy + servers.there
 
@@ -301,11 +302,47 @@ class TestProxies:
         stage.environment["https_proxy"] = f"http://{PROXY}:{PROXY_PORT}"
         command = ("curl", "-q", "-sS", "--max-time", "15", f"https://{OTHER}/")
         done = stage.run(*command, options=["--default", "deny", "--allow", PROXY])
-        assert "400" in done.errors
-        assert [["deny", "CONNECT", 400]] == [
-            facts(line, "verdict", "method", "status") for line in done.log
+        assert "403" in done.errors
+        assert [[PROXY, "deny", "proxy_request", f"{PROXY_HERE}:{PROXY_PORT}"]] == [
+            facts(line, "host", "verdict", "reason", "destination") for line in done.log
         ]
         assert [] == servers.proxy
+
+    def test_shown(self, stage: Stage) -> None:
+        """It is said where that was, why, and what would allow it."""
+        options = ["--default", "deny", "--allow", PROXY]
+        environment = f"https_proxy=http://{PROXY}:{PROXY_PORT}"
+        command = ("env", environment, "curl", "-q", "-sS", f"https://{OTHER}/")
+        lines, summary = shown(stage, options, *command)
+        (line,) = [each for each in lines if each.startswith("sidecar deny ")]
+        assert f"{PROXY}:{PROXY_PORT}" in line
+        assert "asks for a proxy: " in line
+        rule = f"{PROXY_HERE}:{PROXY_PORT}"
+        assert f"--allow {rule}" in line
+        (denied,) = summary["denied"]
+        assert (PROXY, PROXY_PORT, 1, 0, rule) == tuple(
+            denied[key] for key in ("host", "port", "connections", "lookups", "allow")
+        )
+
+    def test_learned(self, stage: Stage, servers: Servers) -> None:
+        """A run behind a proxy goes as without learning; what is learned lets it go again."""
+        stage.environment["http_proxy"] = f"http://{PROXY}:{PROXY_PORT}"
+        command = ("curl", "-q", "-sS", "--max-time", "15", f"http://{OTHER}/")
+        policy = stage.directory / "proxied.toml"
+        done = stage.run(*command, options=["--default", "allow", "--learn", str(policy)])
+        assert f"{OTHER} at {PROXY_HERE}\n" == done.output
+        assert [[PROXY, "dns", "allow"]] == [
+            facts(line, "host", "host_from", "verdict") for line in done.log
+        ]
+        text = policy.read_text(encoding="utf-8")
+        rules = [line for line in text.splitlines() if line.strip().startswith('"')]
+        assert [f'"{PROXY_HERE}:{PROXY_PORT}",', f'"{PROXY}:53",'] == sorted(
+            line.partition("#")[0].strip() for line in rules
+        )
+        assert f"a proxy, so this allows whatever the proxy allows; looked up as {PROXY}" in text
+        again = stage.run(*command, options=["--policy", str(policy), "--fail-on-deny"])
+        assert (0, f"{OTHER} at {PROXY_HERE}\n") == (again.status, again.output)
+        assert [f"GET http://{OTHER}/ HTTP/1.1"] * 2 == [each.line for each in servers.proxy]
 
 
 def shown(stage: Stage, options: Sequence[str], *command: str) -> tuple[list[str], dict[str, Any]]:

@@ -118,7 +118,7 @@ class _Judging(Judging):
             return
         if self._server_spoke:
             # No response to a request begins before it, and what was said was none of ours.
-            self.deny("server_spoke_first")
+            self.deny("server_spoke_first", hint=self._way_round())
             return
         upstream = self._upstream(flow.destination)
         self._http.engine.serve_intercepted(self._connection, flow, self._data, upstream)

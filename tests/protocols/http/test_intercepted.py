@@ -410,13 +410,13 @@ class TestTransparent:
             staged.turning.until(lambda: staged.flows)
             assert ("good.test", None) == (staged.flows[0].host, staged.flows[0].method)
 
-    @pytest.mark.parametrize("line", [b"CONNECT good.test:443", b"GET https://good.test/"])
-    def test_no_proxy(self, line: bytes) -> None:
-        """It is no proxy that the client has asked."""
+    def test_no_proxy(self) -> None:
+        """A URL of another scheme is for nobody here."""
         with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
             client = staged.client()
-            client.send(line + b" HTTP/1.1\r\nHost: good.test\r\n\r\n")
-            assert client.status() in {400, 501}
+            client.send(b"GET https://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n")
+            assert 501 == client.status()
             staged.origin.expect_nobody()
 
     def test_smuggled(self) -> None:
@@ -706,6 +706,130 @@ class TestLate:
             assert relaying._words is None
             relay = relaying._joined._relay  # type: ignore[union-attr]
             assert Half is type(relay.downstream)  # type: ignore[union-attr]
+
+
+ASKING = [
+    b"CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n",
+    b"CONNECT fine.test:443 HTTP/1.1\r\nHost: fine.test:443\r\n\r\n",
+    b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n",
+    b"CONNECT 10.0.0.1:443 HTTP/1.0\r\n\r\n",
+    b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+    b"GET http://fine.test/ HTTP/1.1\r\nHost: fine.test\r\n\r\n",
+    b"GET http://10.0.0.1/ HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n",
+]
+
+
+class TestProxies:
+    """A server that is asked for others is a proxy, and reaches whatever it likes to."""
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_denied(self, said: bytes) -> None:
+        """No name allows that, not its own either, nor that of whom it is asked for."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(said)
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert client.expect_head().startswith(b"HTTP/1.1 403 ")
+            client.expect(f"sidecar: denied: proxy_request; to allow it: {hint}\n".encode())
+            staged.origin.expect_nobody()
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.DNS, hint, "proxy_request", hint) == (
+                *(flow.host, flow.host_from, str(flow.destination), flow.reason, flow.hint),
+            )
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_by_address(self, said: bytes) -> None:
+        """A rule for its address does, as the hint says: nothing is read."""
+        with stage(names_allowed()) as staged:
+            staged.judge.policy = policy(
+                default="deny", allow=[*NAMES, f"127.0.0.1:{staged.origin.port}"]
+            )
+            client = staged.client()
+            client.send(said)
+            staged.origin.accept().expect(said)
+
+    def test_no_way_round(self) -> None:
+        """Where a deny rule for names has the port, no rule helps, and none is named."""
+        with stage(policy(deny=["evil.test"])) as staged:
+            client = staged.client()
+            client.send(ASKING[1])
+            assert 403 == client.status()
+            assert [("proxy_request", "")] == [(flow.reason, flow.hint) for flow in staged.flows]
+
+    def test_certain(self) -> None:
+        """Where it is denied anyway, what helps a proxy's client is told, too."""
+        with stage(policy(default="deny")) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(ASKING[0])
+            assert 403 == client.status()
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert [("default", hint)] == [(flow.reason, flow.hint) for flow in staged.flows]
+
+    @pytest.mark.parametrize("host", ["good.test", "127.0.0.1"])
+    def test_itself(self, host: str) -> None:
+        """A URL that names the server itself is a request like others."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert staged.origin.accept().expect_head().startswith(b"GET / HTTP/1.1\r\n")
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_later(self, said: bytes) -> None:
+        """Nor may a later request of a connection ask for that."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(get(b"good.test"))
+            server = staged.origin.accept()
+            server.expect_head()
+            server.send(OK)
+            client.expect(SERVED)
+            client.send(said)
+            assert 403 == client.status()
+            server.expect_nothing()
+            flow = staged.flows[1]
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert ("proxy_request", hint, hint) == (flow.reason, flow.hint, str(flow.destination))
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_curious(self, said: bytes) -> None:
+        """Where names are only wanted, it is relayed as it is; its name is the proxy's."""
+        with stage(policy(), curious=True) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(said)
+            server = staged.origin.accept()
+            server.expect(said)
+            server.send(b"HTTP/1.1 200 go on\r\n\r\n")
+            client.expect(b"HTTP/1.1 200 go on\r\n\r\n")
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.DNS, "proxy_request", Verdict.ALLOW) == (
+                *(flow.host, flow.host_from, flow.problem, flow.verdict),
+            )
+
+    def test_unknown(self) -> None:
+        """Where no names are served, nobody knows whose an address is: it is verified."""
+        with stage(names_allowed()) as staged:
+            staged.judge.served = None
+            client = staged.client()
+            client.send(ASKING[5])
+            assert staged.origin.accept().expect_head().startswith(b"GET / HTTP/1.1\r\n")
+
+    def test_http2(self) -> None:
+        """Nor can anything be read in HTTP/2 without TLS; its address may be allowed."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            assert 403 == client.status()
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert [("http_version", hint)] == [(flow.reason, flow.hint) for flow in staged.flows]
 
 
 class TestByName:
