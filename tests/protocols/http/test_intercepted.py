@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -717,6 +718,63 @@ ASKING = [
     b"GET http://fine.test/ HTTP/1.1\r\nHost: fine.test\r\n\r\n",
     b"GET http://10.0.0.1/ HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n",
 ]
+
+
+FIRST_WORDS = [
+    *(SAID_GOOD, SAID_FINE, SAID_EVIL, hello(), hello(server_name(b"a..b")), SAID_GOOD[:90]),
+    *(get(b"good.test"), get(b"evil.test"), get(b"10.0.0.1"), get(b"a..b"), get(b"x")[:-2]),
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.1\n\n",
+    b"PRI * HTTP/2.0\r\n\r\n",
+    b"SSH-2.0-x\r\n",
+    b"\x16\x03\x01\x00\x00",
+    b"\x15\x03\x01\x00\x02\x01\x5a",
+    b"\x00" * 70_000,
+    b"X" * 70_000,
+    *ASKING,
+]
+
+
+class TestAsAtOnce:
+    """Whenever a client says something, the same comes of it."""
+
+    @staticmethod
+    def outcome(said: bytes, *, silent: bool, pieces: int = 1) -> list[object]:
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            if silent:
+                staged.judge.silence = 0.01
+            client = staged.client()
+            if silent:
+                staged.origin.accept()
+            client.say(*in_pieces(said, pieces))
+            client.finish()
+            peers = staged.origin.peers
+            while not (staged.flows and client.ended):
+                staged.turning.turn(0.005)
+                client.read()
+                with suppress(BlockingIOError):
+                    peers.append(Peer(staged.turning, staged.origin.sock.accept()[0]))
+                for peer in peers:
+                    peer.read()
+                    if peer.got or peer.ended:
+                        peer.finish()
+            heard = b"".join(peer.got for peer in peers)
+            return [
+                re.sub(rb"Date: .*|127.0.0.1:[0-9]+|sidecar-[0-9a-f]+", b"", client.got),
+                re.sub(rb"127.0.0.1:[0-9]+|sidecar-[0-9a-f]+", b"", heard),
+                *(
+                    (each.host, each.host_from, each.protocol, each.verdict, each.reason, each.end)
+                    for each in staged.flows
+                ),
+            ]
+
+    @pytest.mark.parametrize("said", FIRST_WORDS)
+    def test_same(self, said: bytes) -> None:
+        """The same answer, the same bytes to the server, the same line in the log."""
+        at_once = self.outcome(said, silent=False)
+        assert at_once == self.outcome(said, silent=True)
+        assert at_once == self.outcome(said, silent=True, pieces=7)
 
 
 class TestProxies:
