@@ -171,7 +171,7 @@ class Judging(Pending):
         self.deny(reason.value, end=reason)
 
     def _late_words(self) -> LateWords | None:
-        if not self._name_matters or self._data:
+        if self._data or not (self._name_matters or self._allowed_anyway):
             return None
         judge = self._judge
         return LateWords(self._runtime, self._flow, judge.patience, self._judge_again, self.failed)

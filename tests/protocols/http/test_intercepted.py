@@ -456,6 +456,18 @@ def late(chosen: Policy | None = None) -> Iterator[tuple[Stage, Peer, Peer]]:
         yield staged, client, server
 
 
+@contextmanager
+def late_and_curious(patience: float = 5.0) -> Iterator[tuple[Stage, Peer, Peer]]:
+    """Likewise where no name matters, and somebody wants to know it."""
+    with stage(policy(), curious=True) as staged:
+        staged.judge.silence, staged.judge.patience = 0.01, patience
+        staged.served.record("good.test", "127.0.0.1", 60.0)
+        client = staged.client()
+        server = staged.origin.accept()
+        staged.turning.until(lambda: staged.judge.open)
+        yield staged, client, server
+
+
 def in_pieces(said: bytes, pieces: int) -> list[bytes]:
     """Cut it."""
     size = -(-len(said) // pieces)
@@ -696,6 +708,55 @@ class TestLate:
             assert b"" == server.expect_end()
             assert ["internal_error"] == [flow.reason for flow in staged.flows]
             staged.turning.failures.clear()
+
+    def test_curious(self) -> None:
+        """Where a name is only wanted, it is known as well, and nothing is denied for it."""
+        with late_and_curious() as (staged, client, server):
+            client.send(get(b"any.test"))
+            server.expect(b"GET / HTTP/1.1\r\nHost: any.test\r\nVia: 1.1 sidecar\r\n\r\n")
+            server.send(OK)
+            client.expect(SERVED)
+            assert [("any.test", HostSource.HOST)] == [
+                (flow.host, flow.host_from) for flow in staged.flows
+            ]
+
+    @pytest.mark.parametrize("pieces", [1, 999])
+    @pytest.mark.parametrize(
+        ("said", "host", "problem"),
+        [
+            (SAID_ANY, "any.test", None),
+            (get(b"any.test"), "any.test", None),
+            (hello(server_name(b"a..b")), "good.test", "invalid_host"),
+            (b" GET / HTTP/1.1\r\n\r\n", "good.test", "http_request_line"),
+            (b"EHLO x\r\n", "good.test", None),
+        ],
+    )
+    def test_curious_after_the_server(
+        self, said: bytes, host: str, problem: str | None, pieces: int
+    ) -> None:
+        """Nor if the server spoke first: then all is relayed as it is."""
+        with late_and_curious() as (staged, client, server):
+            server.send(GREETING)
+            client.expect(GREETING)
+            client.say(*in_pieces(said, pieces))
+            server.expect(said)
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert (host, problem, Verdict.ALLOW, len(said), len(GREETING)) == (
+                *(flow.host, flow.problem, flow.verdict, flow.sent, flow.received),
+            )
+
+    def test_curious_dripping(self) -> None:
+        """Nor one that takes too long."""
+        with late_and_curious(patience=0.01) as (staged, client, server):
+            client.send(SAID_ANY[:9])
+            server.expect(SAID_ANY[:9])
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            assert ["peek_timeout"] == [flow.problem for flow in staged.flows]
 
     def test_no_name_matters(self) -> None:
         """Where none does, nothing is heard, at no cost."""
