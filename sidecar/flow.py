@@ -122,6 +122,8 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
             front for another.
         problem: Why the client's first bytes can't be trusted to name a host, as a
             reason code; None while nothing is known to be wrong.
+        to_proxy: The host, name or address, that a proxy is asked for: where the first
+            request is CONNECT, or has an absolute target; None where it has neither.
         observer: Told of the end, once.
         started: Seconds since the epoch.
         started_monotonic: The same moment on the monotonic clock.
@@ -159,6 +161,7 @@ class Flow(msgspec.Struct, gc=True, weakref=False):
     ja4: str | None = None
     ech: bool = False
     problem: str | None = None
+    to_proxy: str | None = None
     started: float = msgspec.field(default_factory=time.time)
     started_monotonic: float = msgspec.field(default_factory=time.monotonic)
     serial: int = msgspec.field(default_factory=_next_serial)

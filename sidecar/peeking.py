@@ -39,7 +39,7 @@ class Peek:
     """Reads a client's first bytes into its flow's facts.
 
     Args:
-        flow: Gains protocol, host, host_from, alpn, ja4, ech and problem.
+        flow: Gains protocol, host, host_from, alpn, ja4, ech, problem and to_proxy.
     """
 
     __slots__ = ("_flow", "_head", "_hello", "_seen")
@@ -116,20 +116,23 @@ class Peek:
 
     def _take_head(self, request: HttpHead) -> None:
         if request.host is not None:
-            self._name(request.host, HostSource.HOST, _host_of_authority)
+            host = self._name(request.host, HostSource.HOST, _host_of_authority)
+            if request.to_proxy and host is not None:
+                self._flow.to_proxy = str(host)
 
     def _name(
         self, text: bytes, source: HostSource, parse: Callable[[bytes], HostName | IPAddress]
-    ) -> None:
+    ) -> HostName | IPAddress | None:
         try:
             host = parse(text)
         except AddressError:
             self._flow.problem = "invalid_host"
-            return
+            return None
         # An address is no name: the flow is judged by the address that it dialled.
         if isinstance(host, str):
             self._flow.host = host
             self._flow.host_from = source
+        return host
 
 
 def _host_of_authority(text: bytes) -> HostName | IPAddress:

@@ -97,6 +97,23 @@ class TestPeek:
         for chunks in ways(data):
             assert facts == peek_at(chunks)
 
+    @pytest.mark.parametrize(
+        ("expected", "head"),
+        [
+            (None, b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+            ("a.example", b"GET http://A.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+            ("a.example", b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+            ("192.0.2.1", b"CONNECT 192.0.2.1:443 HTTP/1.0\r\n\r\n"),
+            ("2001:db8::1", b"GET http://[2001:DB8::1]/ HTTP/1.0\r\n\r\n"),
+            (None, b"CONNECT a..b:443 HTTP/1.0\r\n\r\n"),
+        ],
+    )
+    def test_to_proxy(self, expected: str | None, head: bytes) -> None:
+        """Whom a proxy is asked for is told apart from whom a server is."""
+        flow = Flow(ListenerKind.OUTBOUND, None, None, None)
+        assert Peek(flow).feed(head)
+        assert expected == flow.to_proxy
+
     @pytest.mark.parametrize(("data", "facts"), CASES.values(), ids=CASES)
     def test_what_follows(self, data: bytes, facts: Facts) -> None:
         """What follows in the same segment changes nothing, once the facts are final."""

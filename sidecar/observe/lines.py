@@ -55,6 +55,9 @@ _WORDS = {
     "private_address": "not a public address",
     "metadata": "a cloud's metadata address",
     "unknown_destination": "nobody knows where to",
+    "proxy_request": "asks for a proxy: what that would allow can't be judged",
+    "http_version": "speaks HTTP/2 without TLS, whose names can't be read",
+    "server_spoke_first": "named a host only after its server had spoken",
     "not_judged": "left before it was judged",
     "not_intercepted": "dialled sidecar itself",
 }

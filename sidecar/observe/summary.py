@@ -128,7 +128,7 @@ def _facts(host: Host) -> str:
 
 def _how_often(denial: Denial) -> str:
     often = denial.connections + denial.lookups
-    return f"{often}, DNS" if denial.port is None else str(often)
+    return f"{often}, DNS" if denial.lookups and not denial.connections else str(often)
 
 
 def _names(names: list[str]) -> str:

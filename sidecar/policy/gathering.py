@@ -67,6 +67,7 @@ class Seen(msgspec.Struct, kw_only=True):
         made_of: The names that this one may have been made of (`Lookup.made_of`).
         muddled: Whether some client's first bytes were such that the policy denies it
             where it needs the name.
+        problems: Why, as reason codes.
         times: How many connections, or lookups.
         failed: How many of these connections did not come about.
         first: When the first began, seconds since the epoch.
@@ -83,6 +84,7 @@ class Seen(msgspec.Struct, kw_only=True):
     found: bool = False
     made_of: tuple[str, ...] = ()
     muddled: bool = False
+    problems: set[str] = msgspec.field(default_factory=set)
     times: int = 0
     failed: int = 0
     first: float = 0.0
@@ -150,7 +152,9 @@ class Gatherer:
         seen.lead_to([address])
         seen.raw &= flow.protocol is Protocol.TCP
         seen.ech |= flow.ech
-        seen.muddled |= flow.problem is not None
+        if flow.problem is not None:
+            seen.muddled = True
+            seen.problems.add(flow.problem)
         seen.times += 1
         seen.failed += flow.end in _FAILURES
         seen.first = min(seen.first, flow.started)

@@ -41,6 +41,11 @@ _DNS_PORT = 53
 _LISTED = 4
 # Characters of a process's name; the kernel's own have 15.
 _PROCESS_MAX = 32
+# What a client may say honestly, and names nobody: only its address can be allowed.
+_UNREADABLE = {
+    "proxy_request": "a proxy, so this allows whatever the proxy allows",
+    "http_version": "HTTP/2 without TLS, whose names can't be read",
+}
 _REVERSE = (".in-addr.arpa", ".ip6.arpa")
 # A country's second level (co.uk, com.au) has names of many owners below it.
 _COUNTRY = 2
@@ -357,7 +362,14 @@ def _why(host: str, ports: dict[int, list[Seen]]) -> str:
         parts.append(_listed(sorted({each.host for each in seen if each.host}, key=_by_domain)))
     if connections:
         parts.append(_connections(connections))
-        said = sorted({each.host for each in connections if each.host and not each.owned})
+        problems = {problem for each in connections for problem in each.problems}
+        parts += [text for problem, text in _UNREADABLE.items() if problem in problems]
+        unreadable = [each for each in connections if each.problems & _UNREADABLE.keys()]
+        meant = sorted({each.host for each in unreadable if each.host})
+        if meant:
+            parts.append(f"looked up as {_listed(meant)}")
+        others = [each for each in connections if each not in unreadable]
+        said = sorted({each.host for each in others if each.host and not each.owned})
         if said:
             parts.append(f"said {_listed(said)}, which is not known to be there")
     elif any(each.found for each in seen):

@@ -287,6 +287,21 @@ class Policy:
             return _deny(_reason_of_class(packed), address, port, rule)
         return Decision(Outcome.ALLOW, Reason.RULE, rule, by_name=True)
 
+    def rule_to_pass_unread(self, address: str, port: int) -> str:
+        """Write the allow rule by which an address is reached whatever its clients say.
+
+        Returns:
+            Its text; empty where none does, since a deny rule is for the address, or for
+            names at that port.
+
+        Raises:
+            AddressError: `address` is none.
+        """
+        deny = self._deny
+        if deny.match_hidden_address(pack(address), port) or deny.names.covers(port):
+            return ""
+        return _rule_text(address, port)
+
     def judge_name(
         self, host: str, port: int, *, ech: bool = False, through: Through = Through.ADDRESSES
     ) -> Decision:
@@ -385,5 +400,8 @@ def _need_address(rule: Rule | None) -> Decision:
 
 def _deny(reason: Reason, host: str, port: int, rule: Rule | None = None) -> Decision:
     """Deny, and name the rule that would allow it."""
-    hint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Decision(Outcome.DENY, reason, rule, hint=hint)
+    return Decision(Outcome.DENY, reason, rule, hint=_rule_text(host, port))
+
+
+def _rule_text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

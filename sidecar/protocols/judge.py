@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sidecar.names.served import Served
     from sidecar.names.verifying import Addresses, IVerifier
     from sidecar.policy import Policy
+    from sidecar.protocols.late import LateWords
     from sidecar.protocols.relaying import Relaying
 
 __all__ = ["Allowed", "Judge"]
@@ -38,6 +39,8 @@ class Allowed(NamedTuple):
         data: What has been read from the client.
         upstream: A connection to the first address that has been made already; None if
             there is none.
+        words: Hears what the client says first, since it was allowed for its silence; None
+            where that was heard, or doesn't matter.
     """
 
     connection: socket.socket
@@ -45,6 +48,7 @@ class Allowed(NamedTuple):
     addresses: Addresses
     data: bytes
     upstream: socket.socket | None
+    words: LateWords | None = None
 
 
 class Judge:

@@ -6,19 +6,21 @@
 
 What was read of the client belongs to the relay, which delivers it first. A client that
 stays silent is one whose server speaks first: after a moment it is judged as one without
-a name. A denial that no name could change is only told once the client has spoken, so
-that it can be told in its language; nothing is dialled meanwhile.
+a name, and again if it says one after all (`late`). A denial that no name could change is
+only told once the client has spoken, so that it can be told in its language; nothing is
+dialled meanwhile.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from sidecar.flow import Flow, FlowEnd, HostSource, Protocol
 from sidecar.policy import Outcome
 from sidecar.protocols.early import EarlyUpstream
 from sidecar.protocols.judge import Allowed, Judge
+from sidecar.protocols.late import LateWords
+from sidecar.protocols.nearly_http import is_nearly_http
 from sidecar.protocols.pending import Denial, Pending
 
 if TYPE_CHECKING:
@@ -26,17 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar.addresses import SocketAddress
+    from sidecar.names.verifying import Addresses
     from sidecar.policy import Decision
     from sidecar.runtime import Runtime
 
 __all__ = ["Allowed", "Judge", "Judging"]
-
-# What isn't HTTP, but is to servers that leave out blanks at the beginning, or take others
-# for the one space behind the method (RFC 9112 §2.2, §3).
-_is_nearly_http = re.compile(
-    rb"[\t-\r\x1c-\x20\x85\xa0]|[A-Za-z]{3,32}[\t\x0b-\r\x1c-\x1f\x85\xa0]|[^\n]{0,65536}HTTP/",
-    re.IGNORECASE,
-).match
 
 
 class Judging(Pending):
@@ -48,7 +44,7 @@ class Judging(Pending):
     Args: as `Pending`.
     """
 
-    __slots__ = ("_early",)
+    __slots__ = ("_early", "_given_back", "_name_matters", "_server_spoke")
 
     def __init__(
         self,
@@ -60,6 +56,12 @@ class Judging(Pending):
     ) -> None:
         super().__init__(runtime, judge, connection, flow, allowed)
         self._early: EarlyUpstream | None = None
+        # Whether the verdict may hang on what the client says.
+        self._name_matters = False
+        # Where it was relayed already, for its silence: the server's connection, and
+        # whether the client has heard it, so that it can have no other.
+        self._given_back: socket.socket | None = None
+        self._server_spoke = False
         judge.name(flow)
         self._decide()
 
@@ -68,12 +70,29 @@ class Judging(Pending):
         if (
             flow.protocol is Protocol.TCP
             and flow.host_from is HostSource.DNS
-            and _is_nearly_http(self._data)
+            and is_nearly_http(self._data)
         ):
             # It would be let go for its address's name, whatever it says in Host.
             flow.protocol = Protocol.HTTP
             flow.problem = "http_request_line"
+        elif flow.to_proxy is not None and self._asks_for_others(flow.to_proxy):
+            # It is for the proxy, whomever that is asked for: its own name, if it has one.
+            flow.host = flow.host_from = None
+            self._judge.name(flow)
+            flow.problem = "proxy_request"
+            if self._denial is not None and self._denial.hint:
+                self._denial = self._denial._replace(hint=self._way_round())
         super()._heard()
+
+    def _asks_for_others(self, host: str) -> bool:
+        """Whether a server is taken for a proxy that leads to somebody else."""
+        served, destination = self._judge.served, self._flow.destination
+        if self._data.startswith(b"CONNECT "):
+            return True
+        if served is None or destination is None:
+            # Nobody knows whose the address is before it is verified.
+            return False
+        return host != destination.host and not served.owns(host, destination.host)
 
     def _decide(self) -> None:
         flow = self._flow
@@ -82,7 +101,9 @@ class Judging(Pending):
         outcome = decision.outcome
         if outcome is Outcome.ALLOW and judge.curious:
             self._allowed_anyway = True
-        if not flow.names_known and (outcome is Outcome.NEED_MORE or self._allowed_anyway):
+        if outcome is Outcome.NEED_MORE:
+            self._name_matters = True
+        if not flow.names_known and (self._name_matters or self._allowed_anyway):
             self._listen(self._silence(), judge.patience)
             if self._peek is not None:
                 self._dial_early()
@@ -133,9 +154,9 @@ class Judging(Pending):
             return
         nameless = self._judge.policy.judge(address.host, address.port, protocol=Protocol.TCP)
         if nameless.outcome is Outcome.ALLOW:
-            self._early = EarlyUpstream(self._runtime, address, self._server_spoke, self._looped)
+            self._early = EarlyUpstream(self._runtime, address, self._server_speaks, self._looped)
 
-    def _server_spoke(self) -> None:
+    def _server_speaks(self) -> None:
         peek = self._peek
         if peek is None or self._data:
             return
@@ -149,7 +170,45 @@ class Judging(Pending):
         reason = FlowEnd.PROXY_LOOP_DETECTED
         self.deny(reason.value, end=reason)
 
+    def _late_words(self) -> LateWords | None:
+        if self._data or not (self._name_matters or self._allowed_anyway):
+            return None
+        judge = self._judge
+        return LateWords(self._runtime, self._flow, judge.patience, self._judge_again, self.failed)
+
+    def _judge_again(self, words: LateWords) -> None:
+        """Go on as if the client, allowed for its silence, had said this at once."""
+        flow, said = self._flow, words.said
+        flow.protocol = said.protocol
+        flow.alpn = said.alpn
+        flow.ja4 = said.ja4
+        flow.ech = said.ech
+        flow.problem = said.problem
+        flow.to_proxy = said.to_proxy
+        if said.host is not None:
+            flow.host = said.host
+            flow.host_from = said.host_from
+        self._data = words.data
+        self._given_back = words.upstream
+        self._server_spoke = words.server_spoke
+        if words.late:
+            self._ran_out()
+        else:
+            self._heard()
+
+    def _go(self, addresses: Addresses) -> None:
+        if self._server_spoke and addresses[0] != self._flow.upstream:
+            self.deny("server_spoke_first", hint=self._way_round())
+        else:
+            super()._go(addresses)
+
     def _upstream(self, address: SocketAddress) -> socket.socket | None:
+        if self._given_back is not None:
+            if address != self._flow.upstream:
+                self._drop_upstream()
+                return None
+            given_back, self._given_back = self._given_back, None
+            return given_back
         early, self._early = self._early, None
         if early is None:
             return None
@@ -162,3 +221,6 @@ class Judging(Pending):
         if self._early is not None:
             self._early.drop()
             self._early = None
+        if self._given_back is not None:
+            self._given_back.close()
+            self._given_back = None

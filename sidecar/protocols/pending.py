@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from sidecar.addresses import SocketAddress
     from sidecar.flow import Flow
     from sidecar.names.verifying import Addresses
+    from sidecar.protocols.late import LateWords
     from sidecar.runtime import Runtime
 
 __all__ = ["Denial", "Pending"]
+
+# What honest clients say, too, and no name can be read in.
+_UNREADABLE = frozenset({"http_version", "proxy_request"})
 
 
 class Denial(NamedTuple):
@@ -90,20 +94,32 @@ class Pending(Hearing):
     def _drop_upstream(self) -> None:
         """Nothing will be relayed."""
 
+    def _late_words(self) -> LateWords | None:
+        """Who hears what the client says first, once it is being relayed; None for nobody."""
+        return None
+
     # What came of hearing
 
     def _heard(self) -> None:
         if self._denial is not None:
             self._deny(self._denial)
             return
-        if self._flow.problem is not None and not self._allowed_anyway:
-            self.deny(self._flow.problem)
+        problem = self._flow.problem
+        if problem is not None and not self._allowed_anyway:
+            self.deny(problem, hint=self._way_round() if problem in _UNREADABLE else "")
             return
         try:
             self._names_known()
         except Exception:  # noqa: BLE001 - a timer or the upstream may have called us
             self._log.failure("bug while a flow was being judged; denied")
             self.failed()
+
+    def _way_round(self) -> str:
+        """What would allow the flow, whatever its client says."""
+        destination = self._flow.destination
+        if destination is None:
+            return ""
+        return self._judge.policy.rule_to_pass_unread(destination.host, destination.port)
 
     def _ran_out(self) -> None:
         if self._allowed_anyway:
@@ -185,7 +201,8 @@ class Pending(Hearing):
     def _go(self, addresses: Addresses) -> None:
         self._let_go()
         upstream = self._upstream(addresses[0])
-        self._allowed(Allowed(self._connection, self._flow, addresses, self._data, upstream))
+        words = self._late_words()
+        self._allowed(Allowed(self._connection, self._flow, addresses, self._data, upstream, words))
 
     def deny(
         self, reason: str, rule: str | None = None, hint: str = "", end: FlowEnd = FlowEnd.DENIED

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from sidecar.dialing import Dial, Source
     from sidecar.loops import Ends
     from sidecar.protocols.attempts import Attempts
+    from sidecar.protocols.late import LateWords
     from sidecar.relay import Totals
+    from sidecar.relay.screened import Screened
     from sidecar.runtime import Runtime
     from sidecar.upstreams import Upstream
 
@@ -35,13 +37,14 @@ class Relaying:
     Args:
         runtime: Shared by all.
         side: The client's connection.
-        flow: Ended here, exactly once.
+        flow: Ended here, exactly once; what it has received already is added to.
         upstream: Where to; several addresses are tried in turn.
         source: Where from; None leaves it to the kernel.
         to_upstream: What has been read from the client already, delivered first.
         connected: The connection to `upstream`, the first of it, where it has been made
             already.
-        ended: Called once the flow has ended.
+        ended: Called once the flow has ended, or is no longer relayed.
+        words: Hears what the client says first, before the server does; None for nobody.
     """
 
     __slots__ = (
@@ -50,11 +53,13 @@ class Relaying:
         "_ends",
         "_flow",
         "_joined",
+        "_received",
         "_runtime",
         "_side",
         "_to_upstream",
         "_watched",
         "_when_ended",
+        "_words",
     )
 
     def __init__(
@@ -68,6 +73,7 @@ class Relaying:
         *,
         connected: socket.socket | None = None,
         ended: Callable[[], None] | None = None,
+        words: LateWords | None = None,
     ) -> None:
         self._runtime = runtime
         self._side = side
@@ -75,6 +81,8 @@ class Relaying:
         self._to_upstream = to_upstream
         # Bytes of it that were sent before the two were joined.
         self._ahead = 0
+        self._received = flow.received
+        self._words = words
         self._when_ended = ended
         self._joined: Joined | None = None
         self._ends: Ends | None = None
@@ -107,8 +115,11 @@ class Relaying:
             self._give_up(FlowEnd.CLIENT_RESET)
 
     def failed(self) -> None:
-        """A bug in `ready`."""
-        self._give_up(FlowEnd.PROTOCOL_ERROR)
+        """A bug in `ready`, or when what was given back was judged."""
+        if self._joined is not None and self._words is not None:
+            self._words.failed()
+        else:
+            self._give_up(FlowEnd.PROTOCOL_ERROR)
 
     def shut_down(self) -> None:
         """The process ends."""
@@ -198,6 +209,7 @@ class Relaying:
             self._relayed,
             self._joined,
             to_upstream=self._to_upstream,
+            screen=None if self._words is None else self,
         )
 
     def _send_ahead(self, upstream: socket.socket) -> None:
@@ -214,17 +226,36 @@ class Relaying:
 
     def _counts(self) -> tuple[int, int]:
         totals = None if self._joined is None else self._joined.totals
-        return (self._ahead, 0) if totals is None else (self._ahead + totals.sent, totals.received)
+        sent, received = (0, 0) if totals is None else (totals.sent, totals.received)
+        return self._ahead + sent, self._received + received
+
+    def heard(self, half: Screened, data: bytes) -> None:
+        """The client says something for the first time (`Screen`)."""
+        assert self._words is not None  # noqa: S101 - nobody asks otherwise
+        self._words.heard(half, data)
+
+    def given_back(self, upstream: socket.socket, received: int, *, spoken: bool) -> None:
+        """It has to be judged for that again (`Screen`): this relaying is over, the flow isn't."""
+        flow, words = self._flow, self._words
+        assert words is not None  # noqa: S101 - likewise
+        flow.counts = None
+        flow.received = self._received + received
+        self._runtime.guard.forget(self._ends)
+        if self._when_ended is not None:
+            self._when_ended()
+        words.given_back(upstream, spoken=spoken)
 
     def _relayed(self, totals: Totals) -> None:
         flow = self._flow
         flow.sent = self._ahead + totals.sent
-        flow.received = totals.received
+        flow.received = self._received + totals.received
         self._runtime.guard.forget(self._ends)
         self._ended(totals.end or FlowEnd.CLOSED)
 
     def _ended(self, end: FlowEnd) -> None:
         self._runtime.poller.wards.discard(self)
+        if self._words is not None:
+            self._words.forget()
         self._flow.finish(end)
         if self._when_ended is not None:
             self._when_ended()

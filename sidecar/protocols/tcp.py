@@ -139,6 +139,7 @@ class TransparentRelayFactory(Factory):
             allowed.data,
             connected=allowed.upstream,
             ended=partial(judge.ended, allowed.flow),
+            words=allowed.words,
         )
         judge.relayed(allowed.flow, relaying)
 

@@ -44,6 +44,7 @@ class Half:
             peer isn't read, which is all there is to back-pressure.
         dead: The peer process reset it; it may still hold bytes to be read.
         eof: It has sent all that it will.
+        held: It isn't read for now.
         watched: The poller reports on it; not once the connection is over.
         written: Bytes handed to this socket's kernel buffer.
     """
@@ -58,6 +59,7 @@ class Half:
         "eof",
         "events",
         "fd",
+        "held",
         "peer",
         "relay",
         "sock",
@@ -75,6 +77,7 @@ class Half:
         self.written = 0
         self.eof = False
         self.dead = False
+        self.held = False
         self.watched = True
         self.blocked = bool(pending)
         self._pending = pending
@@ -295,7 +298,7 @@ class Half:
 
     def resume(self) -> None:
         """Read on after the peer took what it was given."""
-        if not self.eof:
+        if not (self.eof or self.held):
             self._pump()
 
     def unwritable(self) -> None:
@@ -340,12 +343,18 @@ class Half:
         """Have the poller watch for what this socket's state asks for."""
         if not self.watched:
             return
-        events = 0 if self.eof or self.peer.blocked else READ
+        events = 0 if self.eof or self.held or self.peer.blocked else READ
         if self.blocked:
             events |= WRITE
         if events != self.events:
             self.events = events
             self.relay.engine.poller.modify(self.fd, events)
+
+    def let_go(self) -> None:
+        """Leave the socket to somebody else."""
+        self.forget_output()
+        if self.watched:
+            self._unwatch()
 
     def release(self, close: Callable[[socket.socket], None]) -> None:
         """Let the socket go."""

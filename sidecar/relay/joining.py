@@ -16,6 +16,7 @@ from sidecar.relay.stream import SocketTransport
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sidecar.relay.screened import Screen
     from sidecar.relay.spliced import SplicedEngine, SplicedRelay
     from sidecar.relay.totals import Totals
 
@@ -106,6 +107,7 @@ def start(
     *,
     to_upstream: bytes = b"",
     to_downstream: bytes = b"",
+    screen: Screen | None = None,
 ) -> None:
     """As `join`, by callbacks: a Deferred for every connection is one too many.
 
@@ -113,14 +115,25 @@ def start(
         engine, downstream, upstream, to_upstream, to_downstream: As `join`.
         done: Called once with the totals, after both are closed.
         joined: Gets the relay.
+        screen: Reads what the client says first; both sides are sockets then.
+
+    Raises:
+        TypeError: One of them is none, so that nobody could be kept from being heard.
     """
     if isinstance(downstream, socket.socket) and isinstance(upstream, socket.socket):
         joined.started(
             engine.relay(
-                downstream, upstream, done, to_upstream=to_upstream, to_downstream=to_downstream
+                downstream,
+                upstream,
+                done,
+                to_upstream=to_upstream,
+                to_downstream=to_downstream,
+                screen=screen,
             )
         )
         return
+    if screen is not None:
+        raise TypeError("only the bytes of sockets can be screened")
     if _spliceable(downstream) and _spliceable(upstream):
         _detach_both(engine, downstream, upstream, done, joined, to_upstream, to_downstream)
         return

@@ -13,6 +13,7 @@ from sidecar.flow import FlowEnd
 from sidecar.relay.half import BUFFER_SIZE, Half
 from sidecar.relay.poller import READ, WRITE
 from sidecar.relay.resets import ResetWhenSent, reset
+from sidecar.relay.screened import Screened
 from sidecar.relay.totals import Totals
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sidecar.interfaces import IRelayReactor
     from sidecar.relay.pipes import PipePool
     from sidecar.relay.poller import Poller
+    from sidecar.relay.screened import Screen
 
     _Close = Callable[[socket.socket], None]
 
@@ -66,6 +68,7 @@ class SplicedEngine:
         *,
         to_upstream: bytes = b"",
         to_downstream: bytes = b"",
+        screen: Screen | None = None,
     ) -> SplicedRelay:
         """Join two connected, non-blocking TCP sockets.
 
@@ -75,8 +78,10 @@ class SplicedEngine:
             done: Called once, after both are closed. Not before this returns.
             to_upstream: Bytes already read from the client, delivered first.
             to_downstream: Bytes already read from the server, delivered first.
+            screen: Reads what the client says first, before the server gets it; None for
+                nobody.
         """
-        return SplicedRelay(self, downstream, upstream, done, to_upstream, to_downstream)
+        return SplicedRelay(self, downstream, upstream, done, to_upstream, to_downstream, screen)
 
 
 class SplicedRelay:
@@ -95,6 +100,7 @@ class SplicedRelay:
         done: Callable[[Totals], None],
         to_upstream: bytes,
         to_downstream: bytes,
+        screen: Screen | None = None,
     ) -> None:
         self.engine = engine
         self._done = done
@@ -102,7 +108,11 @@ class SplicedRelay:
         self.end: FlowEnd | None = None
         self._idle: IDelayedCall | None = None
         self._grace: IDelayedCall | None = None
-        self.downstream = Half(self, downstream, to_downstream)
+        self.downstream = (
+            Half(self, downstream, to_downstream)
+            if screen is None
+            else Screened(self, downstream, to_downstream, screen)
+        )
         self.upstream = Half(self, upstream, to_upstream)
         self.downstream.peer = self.upstream
         self.upstream.peer = self.downstream
@@ -163,15 +173,27 @@ class SplicedRelay:
         engine = self.engine
         ResetWhenSent(engine.reactor, engine.poller, peer.sock, self._finished)
 
+    def let_go(self) -> None:
+        """Be no relay any more: both sockets stay open, and nobody is told."""
+        self._disarm()
+        self._totals = self.totals
+        self._done = _nobody
+        self.downstream.let_go()
+        self.upstream.let_go()
+        self._part()
+
     def _finished(self) -> None:
         self._totals = totals = self.totals
         done, self._done = self._done, _nobody
+        self._part()
+        done(totals)
+
+    def _part(self) -> None:
         # The halves know each other and us, and whoever is done knows us: left like
         # that, every relay would wait for the garbage collector.
         for half in (self.downstream, self.upstream):
             del half.peer
         del self.downstream, self.upstream
-        done(totals)
 
     def _close(self, end: FlowEnd, close_downstream: _Close, close_upstream: _Close) -> None:
         self.end = end

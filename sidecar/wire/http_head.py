@@ -118,11 +118,14 @@ class HttpHead:
         host: The authority, as sent: host and perhaps port, never empty. The target's
             where it has one, which Host then agrees with, else Host's. None in HTTP/1.0
             without either. sidecar.addresses says whether it is an authority.
+        to_proxy: Whether it is the target's: CONNECT's, or an absolute one, which only
+            clients of proxies send, and servers take as well.
     """
 
     method: bytes
     minor_version: int
     host: bytes | None
+    to_proxy: bool = False
 
 
 class HttpHeadReader:
@@ -263,7 +266,7 @@ def _head(method: bytes, target: bytes, minor_version: int, hosts: list[bytes]) 
         if host is not None and _split(authority, default) != _split(host, default):
             raise HttpHeadError(HttpHeadReason.HOST_MISMATCH)
         host = authority
-    return HttpHead(method, minor_version, host)
+    return HttpHead(method, minor_version, host, authority is not None)
 
 
 def _authority(method: bytes, target: bytes) -> tuple[bytes | None, bytes]:

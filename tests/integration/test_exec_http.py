@@ -42,6 +42,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 15) as client:
     for data in iter(lambda: client.recv(65536), b''):
         print(data.decode('latin-1'), end='')
 """
+# Likewise, after a silence longer than anybody waits.
+LATE = RAW.replace("    for each", "    __import__('time').sleep(0.6)\n    for each")
 KEPT = """
 import http.client, sys
 connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=15)
@@ -213,12 +215,36 @@ def test_dns_name(stage: Stage, servers: Servers) -> None:
     assert 1 == len(servers.here)
 
 
+def test_late(stage: Stage, servers: Servers) -> None:
+    """Whoever waits until silence was allowed is judged by what it says then."""
+    program = f"import socket; socket.gethostbyname({ALLOWED!r})\n{LATE}"
+    requests = "".join(
+        f"GET / HTTP/1.1\\r\\nHost: {host}\\r\\n{last}\\r\\n"
+        for host, last in [(DENIED, ""), (ALLOWED, "Connection: close\\r\\n")]
+    )
+    done = stage.python(program, HERE, "80", requests, options=ONE)
+    statuses = [line for line in done.output.splitlines() if line.startswith("HTTP/")]
+    assert ["403", "200"] == [line.split()[1] for line in statuses]
+    assert [ALLOWED] == [each.one("host") for each in servers.here]
+    assert [[DENIED, "deny", "default", 403], [ALLOWED, "allow", "rule", 200]] == [
+        facts(line, "host", "verdict", "reason", "status") for line in done.log
+    ]
+
+
 @pytest.mark.parametrize("start", ["\\r\\nGET", "\\x20GET", "GET\\t", "GET\\xa0"])
 def test_hidden(stage: Stage, servers: Servers, start: str) -> None:
     """What only some servers take for HTTP isn't judged by its address's name alone."""
     program = f"import socket; socket.gethostbyname({ALLOWED!r})\n{RAW}"
     rest = f" / HTTP/1.1\\r\\nHost: {DENIED}\\r\\nConnection: close\\r\\n\\r\\n"
     done = stage.python(program, HERE, "80", start, rest, options=ONE)
+    assert ["http_request_line"] == [line["reason"] for line in done.log]
+    assert [] == servers.here
+
+
+def test_no_version(stage: Stage, servers: Servers) -> None:
+    """Nor is a request line without a version, behind which some read fields."""
+    program = f"import socket; socket.gethostbyname({ALLOWED!r})\n{RAW}"
+    done = stage.python(program, HERE, "80", f"GET /\\r\\nHost: {DENIED}\\r\\n\\r\\n", options=ONE)
     assert ["http_request_line"] == [line["reason"] for line in done.log]
     assert [] == servers.here
 
@@ -255,9 +281,10 @@ class TestProxies:
         command = ("curl", "-q", "-sS", "--max-time", "15", f"http://{OTHER}/")
         options = ["--default", "deny", "--allow", PROXY]
         done = stage.run(*command, options=options)
-        assert f"denied: default; to allow it: {OTHER}:{PROXY_PORT}" in done.output
-        assert [[OTHER, "deny", f"{PROXY_HERE}:{PROXY_PORT}"]] == [
-            facts(line, "host", "verdict", "destination") for line in done.log
+        rule = f"{PROXY_HERE}:{PROXY_PORT}"
+        assert f"denied: proxy_request; to allow it: {rule}" in done.output
+        assert [[PROXY, "deny", "proxy_request", rule]] == [
+            facts(line, "host", "verdict", "reason", "destination") for line in done.log
         ]
         assert [] == servers.proxy + servers.there
 
@@ -275,11 +302,47 @@ class TestProxies:
         stage.environment["https_proxy"] = f"http://{PROXY}:{PROXY_PORT}"
         command = ("curl", "-q", "-sS", "--max-time", "15", f"https://{OTHER}/")
         done = stage.run(*command, options=["--default", "deny", "--allow", PROXY])
-        assert "400" in done.errors
-        assert [["deny", "CONNECT", 400]] == [
-            facts(line, "verdict", "method", "status") for line in done.log
+        assert "403" in done.errors
+        assert [[PROXY, "deny", "proxy_request", f"{PROXY_HERE}:{PROXY_PORT}"]] == [
+            facts(line, "host", "verdict", "reason", "destination") for line in done.log
         ]
         assert [] == servers.proxy
+
+    def test_shown(self, stage: Stage) -> None:
+        """It is said where that was, why, and what would allow it."""
+        options = ["--default", "deny", "--allow", PROXY]
+        environment = f"https_proxy=http://{PROXY}:{PROXY_PORT}"
+        command = ("env", environment, "curl", "-q", "-sS", f"https://{OTHER}/")
+        lines, summary = shown(stage, options, *command)
+        (line,) = [each for each in lines if each.startswith("sidecar deny ")]
+        assert f"{PROXY}:{PROXY_PORT}" in line
+        assert "asks for a proxy: " in line
+        rule = f"{PROXY_HERE}:{PROXY_PORT}"
+        assert f"--allow {rule}" in line
+        (denied,) = summary["denied"]
+        assert (PROXY, PROXY_PORT, 1, 0, rule) == tuple(
+            denied[key] for key in ("host", "port", "connections", "lookups", "allow")
+        )
+
+    def test_learned(self, stage: Stage, servers: Servers) -> None:
+        """A run behind a proxy goes as without learning; what is learned lets it go again."""
+        stage.environment["http_proxy"] = f"http://{PROXY}:{PROXY_PORT}"
+        command = ("curl", "-q", "-sS", "--max-time", "15", f"http://{OTHER}/")
+        policy = stage.directory / "proxied.toml"
+        done = stage.run(*command, options=["--default", "allow", "--learn", str(policy)])
+        assert f"{OTHER} at {PROXY_HERE}\n" == done.output
+        assert [[PROXY, "dns", "allow"]] == [
+            facts(line, "host", "host_from", "verdict") for line in done.log
+        ]
+        text = policy.read_text(encoding="utf-8")
+        rules = [line for line in text.splitlines() if line.strip().startswith('"')]
+        assert [f'"{PROXY_HERE}:{PROXY_PORT}",', f'"{PROXY}:53",'] == sorted(
+            line.partition("#")[0].strip() for line in rules
+        )
+        assert f"a proxy, so this allows whatever the proxy allows; looked up as {PROXY}" in text
+        again = stage.run(*command, options=["--policy", str(policy), "--fail-on-deny"])
+        assert (0, f"{OTHER} at {PROXY_HERE}\n") == (again.status, again.output)
+        assert [f"GET http://{OTHER}/ HTTP/1.1"] * 2 == [each.line for each in servers.proxy]
 
 
 def shown(stage: Stage, options: Sequence[str], *command: str) -> tuple[list[str], dict[str, Any]]:

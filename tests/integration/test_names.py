@@ -641,7 +641,7 @@ class TestServerFirst:
 
         with Origin(stage.far, server, greet), stage.near.connect(server) as connection:
             heard = connection.recv(len(greeting), socket.MSG_WAITALL)
-            return heard + clients.exchange(connection, b"and I")
+            return heard + clients.exchange(connection, b"and I\n")
 
     def test_no_name_rules(self, own: Stage, port: int, greeting: bytes) -> None:
         """Where no rule is for a name nothing is waited for: the client never said a byte."""
@@ -651,7 +651,7 @@ class TestServerFirst:
         ).replace(f"{RIGHT}/24", "9.9.9.0/24")
         server = SocketAddress(RIGHT, port)
         with proxied(own, settings, name="addresses.toml") as sidecar:
-            assert greeting + b"and I" == self._hear(own, server, greeting)
+            assert greeting + b"and I\n" == self._hear(own, server, greeting)
             line = sidecar.line(destination=server)
         assert ["tcp", None, "allow", "rule", str(server)] == _fact(
             line, "protocol", "host", "verdict", "reason", "upstream"
@@ -665,7 +665,7 @@ class TestServerFirst:
         )
         server = SocketAddress(RIGHT, port)
         with proxied(own, settings, name="denying.toml") as sidecar:
-            assert greeting + b"and I" == self._hear(own, server, greeting)
+            assert greeting + b"and I\n" == self._hear(own, server, greeting)
             line = sidecar.line(destination=server)
         assert ["tcp", None, "allow"] == _fact(line, "protocol", "host", "verdict")
 
@@ -690,7 +690,7 @@ class TestServerFirst:
         settings = _NAMES.replace("silence = 20.0", "silence = 3600.0") + 'no_name = "allow"\n'
         server = SocketAddress(RIGHT, port)
         with proxied(own, settings, name="nameless.toml") as sidecar:
-            assert greeting + b"and I" == self._hear(own, server, greeting)
+            assert greeting + b"and I\n" == self._hear(own, server, greeting)
             line = sidecar.line(destination=server)
         assert ["tcp", "allow", "no_name"] == _fact(line, "protocol", "verdict", "reason")
 

@@ -264,3 +264,14 @@ def test_rich_is_not_imported_early() -> None:
         cwd=Path(__file__).parents[2],
     )
     assert "False\n" == done.stdout
+
+
+def test_unknown_port() -> None:
+    """What was denied without a port known is a DNS question only if it was one."""
+    tally = Tally()
+    flow = denied_flow(reason="not_intercepted", hint="")
+    flow.destination = None
+    tally.flow_ended(flow)
+    text = write_summary(tally.summary(["x"], 0), Format.TEXT, Look())
+    assert "unknown" in text
+    assert "DNS" not in text

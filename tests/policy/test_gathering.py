@@ -87,7 +87,9 @@ class TestConnections:
         """A client whose first bytes can't be trusted to name a host has named none."""
         found = gatherer((NAME, ADDRESS))
         found.flow_ended(ended_flow("9.9.9.1:443", NAME, problem="invalid_host"))
-        assert [(False, True)] == [(each.owned, each.muddled) for each in found.seen]
+        assert [(False, True, {"invalid_host"})] == [
+            (each.owned, each.muddled, each.problems) for each in found.seen
+        ]
 
     def test_denied(self) -> None:
         """What was denied is counted, and not gathered; who left in time was not denied."""

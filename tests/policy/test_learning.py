@@ -245,6 +245,9 @@ class TestWildcards:
         assert expected == texts(learn(facts, NOTHING, siblings=3))
 
 
+ONE = "1 connection, 2026-10-01 14:03 UTC"
+
+
 class TestComments:
     @pytest.mark.parametrize(
         ("facts", "expected"),
@@ -265,6 +268,14 @@ class TestComments:
             (
                 {"processes": {"a\n[b]\x1b\ud800" + "x" * 99: None}},
                 f"1 connection by a?[b]??{'x' * 25}, 2026-10-01 14:03 UTC",
+            ),
+            (
+                {"owned": False, "muddled": True, "problems": {"proxy_request"}},
+                f"{ONE}; a proxy, so this allows whatever the proxy allows; looked up as a.org",
+            ),
+            (
+                {"owned": False, "muddled": True, "problems": {"http_version"}},
+                f"{ONE}; HTTP/2 without TLS, whose names can't be read; looked up as a.org",
             ),
             ({"port": None}, "only looked up, not connected to"),
             ({"port": None, "found": False}, "only looked up, found nothing"),

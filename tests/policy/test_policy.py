@@ -239,6 +239,28 @@ class TestDecision:
         """A denial says which rule would allow, unless none would."""
         assert expected == policy.judge(address, 443, host=host).hint
 
+    @pytest.mark.parametrize(
+        ("expected", "policy", "address"),
+        [
+            ("8.8.8.8:443", make("deny", NAMED), PUBLIC),
+            ("[2606::1]:443", make("deny", NAMED), "2606::1"),
+            ("10.0.0.1:443", make("public", (), ("bad.example:80",)), PRIVATE),
+            ("", make("deny", (), NAMED), PUBLIC),
+            ("", make("deny", NAMED, ("8.0.0.0/8",)), PUBLIC),
+        ],
+    )
+    def test_rule_to_pass_unread(self, expected: str, policy: Policy, address: str) -> None:
+        """The rule for an address lets it go whatever its clients say, or there is none."""
+        assert expected == policy.rule_to_pass_unread(address, 443)
+        if expected:
+            allowed = Policy(
+                default=policy.default,
+                allow=[*policy.allow, parse_rule(expected)],
+                deny=policy.deny,
+            )
+            decision = allowed.judge(address, 443, host="a.b.c", names_known=False)
+            assert ALLOW is decision.outcome
+
     def test_verdict(self) -> None:
         """An outcome that is final is a verdict; another is none."""
         assert Verdict.ALLOW is Decision(ALLOW, Reason.DEFAULT).verdict

@@ -122,7 +122,9 @@ class TestTarget:
     def test_connect(self, line: bytes) -> None:
         """CONNECT names an authority, whose port Host may leave out."""
         head = b"CONNECT a.example:443 HTTP/1.1\r\nHost: " + line + b"\r\n\r\n"
-        assert HttpHead(b"CONNECT", 1, b"a.example:443") == feed_every_way(HttpHeadReader, head)
+        assert HttpHead(b"CONNECT", 1, b"a.example:443", to_proxy=True) == feed_every_way(
+            HttpHeadReader, head
+        )
 
     @pytest.mark.parametrize("line", [b"a.example:80", b"b.example", b"b.example:443"])
     def test_connect_disagreeing(self, line: bytes) -> None:

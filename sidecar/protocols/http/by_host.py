@@ -7,7 +7,7 @@ Intercepted     on its way elsewhere: Host must be allowed there, and verified
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.addresses import Authority, SocketAddress
 from sidecar.flow import HostSource, ListenerKind
@@ -38,6 +38,9 @@ class _ByHost:
         port: Where they go, whatever Host says.
     """
 
+    destination: SocketAddress | None = None
+    found_by: DestinationSource | None = None
+
     def __init__(self, kind: ListenerKind, port: int) -> None:
         self.kind = kind
         self._port = port
@@ -46,13 +49,14 @@ class _ByHost:
         """As `Routing.place`."""
         target = parse_target(head.method, head.target)
         if target.form is TargetForm.AUTHORITY:
-            raise HttpMessageError(HttpMessageReason.TARGET)
+            self._refuse_proxying()
         named = head.host
         if target.form is TargetForm.ABSOLUTE:
             # RFC 9112 §3.2.2: it wins, and is what servers look at.
             if target.scheme != b"http":
                 raise Refusal(unsupported(target.scheme))
             named = target.authority
+            self._check_absolute(place_of(named))
         if named is None:
             return self._unnamed(), target.origin
         # The field keeps the port that it has; what is dialled is ours to say.
@@ -60,6 +64,17 @@ class _ByHost:
         host, port = place.authority.host, self._port
         address = None if place.address is None else SocketAddress(place.address.host, port)
         return Place(place.host, address, Authority(host, port), place.field), target.origin
+
+    def _refuse_proxying(self) -> NoReturn:
+        """Refuse CONNECT, and what else only a proxy would have: it would not be judged."""
+        raise HttpMessageError(HttpMessageReason.TARGET)
+
+    def _check_absolute(self, place: Place) -> None:
+        """See whether whom a URL names may be asked for here.
+
+        Raises:
+            Refusal: Only a proxy would have it.
+        """
 
     def _unnamed(self) -> Place:
         """Whom a request of HTTP/1.0 is for that has no Host.
@@ -118,20 +133,29 @@ class Intercepted(_ByHost):
     ) -> None:
         super().__init__(kind, destination.port)
         self._judge = judge
-        self._destination = destination
-        self._found_by = found_by
+        self.destination: SocketAddress = destination
+        self.found_by = found_by
+
+    def _refuse_proxying(self) -> NoReturn:
+        address = self.destination
+        hint = self._judge.policy.rule_to_pass_unread(address.host, address.port)
+        raise Refusal(replies.denied("proxy_request", hint))
+
+    def _check_absolute(self, place: Place) -> None:
+        served, host = self._judge.served, self.destination.host
+        asked = str(place.authority.host)
+        if served is not None and asked != host and not served.owns(asked, host):
+            self._refuse_proxying()
 
     def _unnamed(self) -> Place:
         # Judged as a client is that gives no name. Its server sees the Host that HTTP/1.1
         # wants to see, and can't take it for another's.
-        return place_of(str(self._destination).encode("ascii"))
+        return place_of(str(self.destination).encode("ascii"))
 
     def note(self, flow: Flow, place: Place) -> None:
         """As `Routing.note`."""
         super().note(flow, place)
-        flow.destination = self._destination
-        flow.destination_from = self._found_by
-        if place.address is None or place.address.host == self._destination.host:
+        if place.address is None or place.address.host == self.destination.host:
             self._judge.name(flow)
 
     def find(
@@ -140,7 +164,7 @@ class Intercepted(_ByHost):
         place: Place,  # noqa: ARG002 - noted
     ) -> Addresses | Deferred[Addresses]:
         """As `Routing.find`."""
-        destination, judge = self._destination, self._judge
+        destination, judge = self.destination, self._judge
         flow.names_known = True
         policy = judge.policy
         decision = policy.decide(flow)

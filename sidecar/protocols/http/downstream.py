@@ -229,7 +229,11 @@ class Downstream(Connection):
 
     def flow(self) -> Flow:
         """The flow of a request that begins now."""
-        flow = Flow(self.routing.kind, self.source, None, None, self.shared, Protocol.HTTP)
+        routing = self.routing
+        flow = Flow(
+            *(routing.kind, self.source, routing.destination, routing.found_by),
+            *(self.shared, Protocol.HTTP),
+        )
         connection = self._connection_flow
         if connection is not None:
             flow.connection = connection

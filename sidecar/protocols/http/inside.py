@@ -68,6 +68,8 @@ class Inside(Overhearing):
     def _peeked(self) -> None:
         self._heard = True
         self._stop_waiting()
+        # As for one without a name, which doesn't matter any more.
+        self._stop_asking()
         flow, said = self._flow, self._said
         flow.names_known = True
         if said is not None:
@@ -114,6 +116,11 @@ class Inside(Overhearing):
         self._asking = asking
         asking.addErrback(self._refused)
 
+    def _stop_asking(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
     def _refused(self, failure: Failure) -> None:
         self._asking = None
         if failure.check(CancelledError) is not None or self._over:
@@ -140,12 +147,53 @@ class Inside(Overhearing):
         else:
             self.deny(reason)
 
+    # A server that speaks first
+
+    def _server_speaks(self) -> None:
+        """May its client hear it? As one that gives no name, for now."""
+        shared, flow = self._shared, self._flow
+        destination = flow.destination
+        if destination is None:
+            return
+        decision = shared.judge.policy.judge(
+            destination.host, destination.port, protocol=Protocol.TCP
+        )
+        if decision.outcome is not Outcome.ALLOW:
+            self.deny(decision.reason.value, decision.rule_with_place, decision.hint)
+            return
+        flow.reason = decision.reason.value
+        flow.rule = decision.rule_with_place
+        judge = shared.judge
+        if not judge.steps:
+            self._may_hear(None)
+            return
+        asked = objection(shared.runtime.reactor, judge.steps, flow, judge.deadline)
+        self._ask(Deferred.fromCoroutine(asked).addCallback(self._may_hear))
+
+    def _may_hear(self, reason: str | None) -> None:
+        self._asking = None
+        if self._over or self._heard or self._data:
+            # The client has spoken meanwhile: judged by that.
+            return
+        if reason is not None:
+            self.deny(reason)
+            return
+        self._server_spoke = True
+        self._shared.judge.relayed(self._flow, cast("Relaying", self))
+        greeting, self._greeting = self._greeting, b""
+        self._pass_on(greeting)
+        if self._upstream is not None:
+            self._upstream.resumeProducing()
+
     # The upstream
 
     def _go(self, addresses: Addresses) -> None:
         if self._upstream is not None:
             if self._flow.destination in addresses:
                 self._join()
+                return
+            if self._server_spoke:
+                self.deny("server_spoke_first")
                 return
             self._drop_upstream()
         self._dial = reach(self._shared.runtime, addresses, None, self._dialled)
@@ -205,9 +253,7 @@ class Inside(Overhearing):
             return
         self._over = self._heard = True
         self._stop_waiting()
-        if self._asking is not None:
-            self._asking.cancel()
-            self._asking = None
+        self._stop_asking()
         if self._dial is not None:
             self._dial.cancel()
             self._dial = None

@@ -116,6 +116,13 @@ class _Judging(Judging):
         if flow.protocol is not Protocol.HTTP or flow.destination is None or flow.problem:
             self._decide()
             return
+        if self._server_spoke and self._allowed_anyway:
+            self._decide()
+            return
+        if self._server_spoke:
+            # No response to a request begins before it, and what was said was none of ours.
+            self.deny("server_spoke_first", hint=self._way_round())
+            return
         upstream = self._upstream(flow.destination)
         self._http.engine.serve_intercepted(self._connection, flow, self._data, upstream)
 

@@ -3,7 +3,8 @@
 The tunnel is open; the client's first bytes are looked at before any of them is passed on.
 What the server says is passed on meanwhile, so that one that speaks first isn't delayed,
 and a client that stays silent is never waited for. Where the client may not go without a
-name, the server, if it is connected at all, is only listened to.
+name, the server is not connected. Where the name only might matter, a server that speaks
+first is heard once its client may go without one; what the client says then still counts.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Overhearing:
         "_peek",
         "_received",
         "_said",
+        "_server_spoke",
         "_shared",
         "_timer",
         "_upstream",
@@ -80,6 +82,8 @@ class Overhearing:
         self._moved = time.monotonic()
         self._greeting = b""
         self._received = 0
+        # Whether the client hears its server, though it has yet to be judged by its name.
+        self._server_spoke = False
         self._over = False
         # Whether the client has said all that matters.
         self._heard = False
@@ -95,6 +99,10 @@ class Overhearing:
 
     def _peeked(self) -> None:
         """Go on: the client has said what it will say."""
+        raise NotImplementedError
+
+    def _server_speaks(self) -> None:
+        """Go on: the server has something to say, and the client had not."""
         raise NotImplementedError
 
     def _end(self, end: FlowEnd) -> None:
@@ -196,18 +204,20 @@ class Overhearing:
 
     def dataReceived(self, data: bytes) -> None:
         """The server speaks."""
-        if not self._judged_again:
-            # It may be talked to already; what the client says is still held against it.
-            self._received += len(data)
-            self._moved = time.monotonic()
-            self._downstream.transport.write(data)
+        if not self._judged_again or self._server_spoke:
+            self._pass_on(data)
             return
         self._greeting += data
         if self._upstream is not None:
             self._upstream.pauseProducing()
         if not self._heard and not self._data:
-            # It speaks first, so the client gives no name: judged as that.
-            self._peeked()
+            self._server_speaks()
+
+    def _pass_on(self, data: bytes) -> None:
+        """Let the client hear it; what the client says is still held against it."""
+        self._received += len(data)
+        self._moved = time.monotonic()
+        self._downstream.transport.write(data)
 
     def readConnectionLost(self) -> None:
         """The server has sent its last byte."""

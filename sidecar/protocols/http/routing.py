@@ -79,6 +79,14 @@ class Routing(Typed):
         """What they are logged as."""
 
     @property
+    def destination(self) -> SocketAddress | None:
+        """Where all of them were going; None where each says it."""
+
+    @property
+    def found_by(self) -> DestinationSource | None:
+        """Who said so."""
+
+    @property
     def unseen(self) -> bool:
         """Whether clients believe that they have dialled their servers themselves."""
 
@@ -182,6 +190,8 @@ class Forward(ByName):
     """Requests to a proxy: whom they are for is in their targets."""
 
     kind = ListenerKind.HTTP_PROXY
+    destination = None
+    found_by = None
     unseen = False
 
     def __init__(self, judge: Judge, resolver: INameResolver) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,7 @@ from sidecar.protocols.http.intercepted import InterceptedHTTP
 from sidecar.protocols.judge import Judge
 from sidecar.protocols.sni import SNIProxyFactory
 from sidecar.protocols.tcp import TransparentRelayFactory
+from sidecar.relay.half import Half
 from sidecar.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -345,6 +347,10 @@ class TestTransparent:
             b"GET\xa0/",
             b"GET / HTTP/1.1 \r\n",
             b"hello http/1.1\r\n",
+            b"GET /x\r\n",
+            b"get  /x\r\n",
+            b"GET http://evil.test/\r\n",
+            b"GET https://evil.test/ x\r\n",
         ],
     )
     def test_nearly(self, said: bytes) -> None:
@@ -357,7 +363,13 @@ class TestTransparent:
             assert ["http_request_line"] == [flow.reason for flow in staged.flows]
             staged.origin.expect_nobody()
 
-    @pytest.mark.parametrize("said", [b"\0\0", b"NICK somebody\r\n", b"SSH-2.0-x\r\n"])
+    @pytest.mark.parametrize(
+        "said",
+        [
+            *(b"\0\0", b"NICK somebody\r\n", b"SSH-2.0-x\r\n", b"EHLO x\r\n", b"USER x\r\n"),
+            *(b"get key\r\n", b"GET x\r\n", b"/path\r\n", b"a1 LOGIN http\r\n"),
+        ],
+    )
     def test_others(self, said: bytes) -> None:
         """What nobody takes for HTTP is."""
         with stage(names_allowed()) as staged:
@@ -400,13 +412,13 @@ class TestTransparent:
             staged.turning.until(lambda: staged.flows)
             assert ("good.test", None) == (staged.flows[0].host, staged.flows[0].method)
 
-    @pytest.mark.parametrize("line", [b"CONNECT good.test:443", b"GET https://good.test/"])
-    def test_no_proxy(self, line: bytes) -> None:
-        """It is no proxy that the client has asked."""
+    def test_no_proxy(self) -> None:
+        """A URL of another scheme is for nobody here."""
         with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
             client = staged.client()
-            client.send(line + b" HTTP/1.1\r\nHost: good.test\r\n\r\n")
-            assert client.status() in {400, 501}
+            client.send(b"GET https://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n")
+            assert 501 == client.status()
             staged.origin.expect_nobody()
 
     def test_smuggled(self) -> None:
@@ -424,6 +436,520 @@ class TestTransparent:
             client.expect(SERVED)
             assert 403 == client.status()
             server.expect_nothing()
+
+
+GREETING = b"220 ready\r\n"
+DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+SAID_GOOD, SAID_FINE, SAID_EVIL, SAID_ANY = (
+    hello(server_name(name)) for name in (b"good.test", b"fine.test", b"evil.test", b"any.test")
+)
+
+
+@contextmanager
+def late(chosen: Policy | None = None) -> Iterator[tuple[Stage, Peer, Peer]]:
+    """Have a client that was silent for long enough, and be its server."""
+    with stage(chosen or names_allowed()) as staged:
+        staged.judge.silence = 0.01
+        staged.served.record("good.test", "127.0.0.1", 60.0)
+        client = staged.client()
+        server = staged.origin.accept()
+        staged.turning.until(lambda: staged.judge.open)
+        yield staged, client, server
+
+
+@contextmanager
+def late_and_curious(patience: float = 5.0) -> Iterator[tuple[Stage, Peer, Peer]]:
+    """Likewise where no name matters, and somebody wants to know it."""
+    with stage(policy(), curious=True) as staged:
+        staged.judge.silence, staged.judge.patience = 0.01, patience
+        staged.served.record("good.test", "127.0.0.1", 60.0)
+        client = staged.client()
+        server = staged.origin.accept()
+        staged.turning.until(lambda: staged.judge.open)
+        yield staged, client, server
+
+
+def in_pieces(said: bytes, pieces: int) -> list[bytes]:
+    """Cut it."""
+    size = -(-len(said) // pieces)
+    return [said[at : at + size] for at in range(0, len(said), size)]
+
+
+class TestLate:
+    """A client that is silent at first is heard all the same, and judged by what it says."""
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    def test_http(self, pieces: int) -> None:
+        """Each of its requests is judged by its own name; the server's connection is used."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(get(b"evil.test"), pieces))
+            assert 403 == client.status()
+            server.expect_nothing()
+            client.say(*in_pieces(get(b"good.test"), pieces))
+            server.expect(b"GET / HTTP/1.1\r\nHost: good.test\r\nVia: 1.1 sidecar\r\n\r\n")
+            server.send(OK)
+            client.expect(SERVED)
+            # The connection itself is no flow that anybody is told of.
+            assert [
+                ("evil.test", Verdict.DENY, "default"),
+                ("good.test", Verdict.ALLOW, "rule"),
+            ] == [(flow.host, flow.verdict, flow.reason) for flow in staged.flows]
+            assert {} == staged.judge.open
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    def test_tls(self, pieces: int) -> None:
+        """What it says is allowed: the server gets it, once, and all that follows."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(SAID_GOOD, pieces))
+            server.expect(SAID_GOOD)
+            server.send(b"hello")
+            client.expect(b"hello")
+            client.send(b"more")
+            server.expect(b"more")
+            client.finish()
+            server.expect_end()
+            server.finish()
+            client.expect_end()
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.SNI, "rule", FlowEnd.CLOSED, len(SAID_GOOD) + 4, 5) == (
+                *(flow.host, flow.host_from, flow.reason, flow.end, flow.sent, flow.received),
+            )
+            assert {} == staged.judge.open
+            assert staged.origin.port == getattr(flow.upstream, "port", None)
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    def test_tls_denied(self, pieces: int) -> None:
+        """It is denied: the client is told so, and the server has heard nothing."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(SAID_EVIL, pieces))
+            assert DENIED == client.expect_end()
+            assert b"" == server.expect_end()
+            (flow,) = staged.flows
+            assert ("evil.test", Verdict.DENY, "default", None, FlowEnd.DENIED, 0, 0) == (
+                *(flow.host, flow.verdict, flow.reason, flow.rule, flow.end),
+                *(flow.sent, flow.received),
+            )
+            assert {} == staged.judge.open
+
+    @pytest.mark.parametrize("pieces", [1, 2, 999])
+    @pytest.mark.parametrize("said", [b"\0\0", b"NICK somebody\r\n", b"SSH-2.0-x\r\n"])
+    def test_others(self, said: bytes, pieces: int) -> None:
+        """What says no name is passed on, and what follows it isn't looked at."""
+        with late() as (staged, client, server):
+            client.say(*in_pieces(said, pieces))
+            server.expect(said)
+            client.send(SAID_EVIL)
+            server.expect(SAID_EVIL)
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.DNS, Verdict.ALLOW, len(said + SAID_EVIL)) == (
+                *(flow.host, flow.host_from, flow.verdict, flow.sent),
+            )
+
+    def test_silent_to_the_end(self) -> None:
+        """One that has nothing to say is relayed to its end."""
+        with late() as (staged, client, server):
+            server.send(GREETING)
+            client.expect(GREETING)
+            client.finish()
+            assert b"" == server.expect_end()
+            server.finish()
+            client.expect_end()
+            (flow,) = staged.flows
+            assert (FlowEnd.CLOSED, 0, len(GREETING)) == (flow.end, flow.sent, flow.received)
+
+    @pytest.mark.parametrize("said", [b"GET /x\r\n", b" GET / HTTP/1.1\r\n"])
+    def test_nearly(self, said: bytes) -> None:
+        """Nor is it let go for its address's name with what some servers take for HTTP."""
+        with late() as (staged, client, server):
+            client.send(said + b"Host: evil.test\r\n\r\n")
+            assert 403 == client.status()
+            assert b"" == server.expect_end()
+            assert ["http_request_line"] == [flow.reason for flow in staged.flows]
+
+    @pytest.mark.parametrize("spoke", [True, False])
+    def test_dripping(self, spoke: bool) -> None:
+        """From its first byte on it has the time that others have."""
+        with late() as (staged, client, server):
+            staged.judge.patience = 0.01
+            if spoke:
+                server.send(GREETING)
+                client.expect(GREETING)
+            # The patience of the flow is that of when it was allowed.
+            ((_, relaying),) = staged.judge.open.values()
+            assert relaying._words is not None
+            relaying._words._patience = 0.01
+            client.send(SAID_GOOD[:9])
+            assert DENIED == client.expect_end()
+            assert b"" == server.expect_end()
+            (flow,) = staged.flows
+            assert (Verdict.DENY, "peek_timeout", len(GREETING) if spoke else 0) == (
+                *(flow.verdict, flow.reason, flow.received),
+            )
+
+    def test_server_first(self) -> None:
+        """What a server says first is passed on at once, and its client is heard after it."""
+        with stage(policy(deny=["evil.test"])) as staged:
+            staged.judge.silence = 3600.0
+            for said in (SAID_ANY, SAID_EVIL):
+                client = staged.client()
+                server = staged.origin.accept()
+                server.send(GREETING)
+                client.expect(GREETING)
+                client.send(said)
+                if said == SAID_ANY:
+                    server.expect(said)
+                    server.send(b"hello")
+                    client.expect(b"hello")
+                    client.close()
+                    server.close()
+                else:
+                    assert DENIED == client.expect_end()
+                    assert b"" == server.expect_end()
+                staged.turning.until(lambda: staged.flows)
+                flow = staged.flows.pop()
+                allowed = said == SAID_ANY
+                assert (
+                    ("any.test", "default", len(said), len(GREETING) + 5)
+                    if allowed
+                    else ("evil.test", "denied_by_rule", 0, len(GREETING))
+                ) == (flow.host, flow.reason, flow.sent, flow.received)
+
+    def test_http_after_the_server(self) -> None:
+        """Requests can't be told apart where the server spoke first: denied, whatever the name."""
+        with late() as (staged, client, server):
+            server.send(GREETING)
+            client.expect(GREETING)
+            client.send(get(b"good.test"))
+            assert 403 == client.status()
+            assert b"" == server.expect_end()
+            (flow,) = staged.flows
+            assert (Verdict.DENY, "server_spoke_first", 0, len(GREETING)) == (
+                *(flow.verdict, flow.reason, flow.sent, flow.received),
+            )
+
+    @pytest.mark.parametrize("spoke", [True, False])
+    def test_elsewhere(self, spoke: bool) -> None:
+        """A name that is elsewhere is dialled there, unless the client has heard this server."""
+        with late() as (staged, client, server):
+            staged.names.table["fine.test"] = ("127.0.0.2",)
+            if spoke:
+                server.send(GREETING)
+                client.expect(GREETING)
+            with socket.create_server(("127.0.0.2", staged.origin.port)) as elsewhere:
+                elsewhere.settimeout(5)
+                client.send(SAID_FINE)
+                assert b"" == server.expect_end()
+                if spoke:
+                    assert DENIED == client.expect_end()
+                    assert ["server_spoke_first"] == [flow.reason for flow in staged.flows]
+                    return
+                other = Peer(staged.turning, elsewhere.accept()[0])
+                other.expect(SAID_FINE)
+                client.close()
+                other.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert ("fine.test", "127.0.0.2") == (flow.host, getattr(flow.upstream, "host", None))
+
+    @pytest.mark.parametrize("end", ["client", "process"])
+    def test_gone_while_verified(self, end: str) -> None:
+        """Nobody is left where a client goes, or the process ends, while its name is verified."""
+        with late() as (staged, client, server):
+            staged.names.slow = True
+            client.send(SAID_FINE)
+            staged.turning.until(lambda: staged.names.waiting)
+            if end == "client":
+                client.reset()
+                assert b"" == server.expect_end()
+            else:
+                staged.runtime.close()
+            staged.turning.until(lambda: staged.flows)
+            reset = FlowEnd.CLIENT_RESET if end == "client" else FlowEnd.SHUTDOWN
+            assert [(Verdict.DENY, "not_judged", reset)] == [
+                (flow.verdict, flow.reason, flow.end) for flow in staged.flows
+            ]
+
+    @pytest.mark.parametrize("end", ["reload", "process", "client", "server"])
+    def test_ends_while_silent(self, end: str) -> None:
+        """A flow whose client is still silent, or stammers, ends as every other."""
+        with late() as (staged, client, server):
+            client.send(SAID_GOOD[:9])
+            staged.turning.settle()
+            if end == "reload":
+                staged.judge.policy = policy(default="deny")
+                staged.judge.close_denied()
+            elif end == "process":
+                staged.runtime.close()
+            else:
+                (client if end == "client" else server).reset()
+            staged.turning.until(lambda: staged.flows)
+            if end != "client":
+                assert b"" == client.expect_reset()
+            expected = {
+                "reload": FlowEnd.DENIED,
+                "process": FlowEnd.SHUTDOWN,
+                "client": FlowEnd.CLIENT_RESET,
+                "server": FlowEnd.SERVER_RESET,
+            }
+            assert [(expected[end], 0)] == [(flow.end, flow.sent) for flow in staged.flows]
+
+    def test_bug(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bug while it is judged again denies."""
+        with late() as (staged, client, server):
+
+            def decide(_: Flow) -> None:
+                raise RuntimeError("bug")
+
+            monkeypatch.setattr(staged.judge.policy, "decide", decide)
+            client.send(SAID_GOOD)
+            assert DENIED == client.expect_end()
+            assert b"" == server.expect_end()
+            assert ["internal_error"] == [flow.reason for flow in staged.flows]
+            staged.turning.failures.clear()
+
+    def test_curious(self) -> None:
+        """Where a name is only wanted, it is known as well, and nothing is denied for it."""
+        with late_and_curious() as (staged, client, server):
+            client.send(get(b"any.test"))
+            server.expect(b"GET / HTTP/1.1\r\nHost: any.test\r\nVia: 1.1 sidecar\r\n\r\n")
+            server.send(OK)
+            client.expect(SERVED)
+            assert [("any.test", HostSource.HOST)] == [
+                (flow.host, flow.host_from) for flow in staged.flows
+            ]
+
+    @pytest.mark.parametrize("pieces", [1, 999])
+    @pytest.mark.parametrize(
+        ("said", "host", "problem"),
+        [
+            (SAID_ANY, "any.test", None),
+            (get(b"any.test"), "any.test", None),
+            (hello(server_name(b"a..b")), "good.test", "invalid_host"),
+            (b" GET / HTTP/1.1\r\n\r\n", "good.test", "http_request_line"),
+            (b"EHLO x\r\n", "good.test", None),
+        ],
+    )
+    def test_curious_after_the_server(
+        self, said: bytes, host: str, problem: str | None, pieces: int
+    ) -> None:
+        """Nor if the server spoke first: then all is relayed as it is."""
+        with late_and_curious() as (staged, client, server):
+            server.send(GREETING)
+            client.expect(GREETING)
+            client.say(*in_pieces(said, pieces))
+            server.expect(said)
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert (host, problem, Verdict.ALLOW, len(said), len(GREETING)) == (
+                *(flow.host, flow.problem, flow.verdict, flow.sent, flow.received),
+            )
+
+    def test_curious_dripping(self) -> None:
+        """Nor one that takes too long."""
+        with late_and_curious(patience=0.01) as (staged, client, server):
+            client.send(SAID_ANY[:9])
+            server.expect(SAID_ANY[:9])
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            assert ["peek_timeout"] == [flow.problem for flow in staged.flows]
+
+    def test_no_name_matters(self) -> None:
+        """Where none does, nothing is heard, at no cost."""
+        with stage(policy(default="deny", allow=["127.0.0.1"])) as staged:
+            staged.client()
+            staged.origin.accept()
+            staged.turning.until(lambda: staged.judge.open)
+            ((_, relaying),) = staged.judge.open.values()
+            assert relaying._words is None
+            relay = relaying._joined._relay  # type: ignore[union-attr]
+            assert Half is type(relay.downstream)  # type: ignore[union-attr]
+
+
+ASKING = [
+    b"CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n",
+    b"CONNECT fine.test:443 HTTP/1.1\r\nHost: fine.test:443\r\n\r\n",
+    b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n",
+    b"CONNECT 10.0.0.1:443 HTTP/1.0\r\n\r\n",
+    b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+    b"GET http://fine.test/ HTTP/1.1\r\nHost: fine.test\r\n\r\n",
+    b"GET http://10.0.0.1/ HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n",
+]
+
+
+FIRST_WORDS = [
+    *(SAID_GOOD, SAID_FINE, SAID_EVIL, hello(), hello(server_name(b"a..b")), SAID_GOOD[:90]),
+    *(get(b"good.test"), get(b"evil.test"), get(b"10.0.0.1"), get(b"a..b"), get(b"x")[:-2]),
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.1\n\n",
+    b"PRI * HTTP/2.0\r\n\r\n",
+    b"SSH-2.0-x\r\n",
+    b"\x16\x03\x01\x00\x00",
+    b"\x15\x03\x01\x00\x02\x01\x5a",
+    b"\x00" * 70_000,
+    b"X" * 70_000,
+    *ASKING,
+]
+
+
+class TestAsAtOnce:
+    """Whenever a client says something, the same comes of it."""
+
+    @staticmethod
+    def outcome(said: bytes, *, silent: bool, pieces: int = 1) -> list[object]:
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            if silent:
+                staged.judge.silence = 0.01
+            client = staged.client()
+            if silent:
+                staged.origin.accept()
+            client.say(*in_pieces(said, pieces))
+            client.finish()
+            peers = staged.origin.peers
+            while not (staged.flows and client.ended):
+                staged.turning.turn(0.005)
+                client.read()
+                with suppress(BlockingIOError):
+                    peers.append(Peer(staged.turning, staged.origin.sock.accept()[0]))
+                for peer in peers:
+                    peer.read()
+                    if peer.got or peer.ended:
+                        peer.finish()
+            heard = b"".join(peer.got for peer in peers)
+            return [
+                re.sub(rb"Date: .*|127.0.0.1:[0-9]+|sidecar-[0-9a-f]+", b"", client.got),
+                re.sub(rb"127.0.0.1:[0-9]+|sidecar-[0-9a-f]+", b"", heard),
+                *(
+                    (each.host, each.host_from, each.protocol, each.verdict, each.reason, each.end)
+                    for each in staged.flows
+                ),
+            ]
+
+    @pytest.mark.parametrize("said", FIRST_WORDS)
+    def test_same(self, said: bytes) -> None:
+        """The same answer, the same bytes to the server, the same line in the log."""
+        at_once = self.outcome(said, silent=False)
+        assert at_once == self.outcome(said, silent=True)
+        assert at_once == self.outcome(said, silent=True, pieces=7)
+
+
+class TestProxies:
+    """A server that is asked for others is a proxy, and reaches whatever it likes to."""
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_denied(self, said: bytes) -> None:
+        """No name allows that, not its own either, nor that of whom it is asked for."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(said)
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert client.expect_head().startswith(b"HTTP/1.1 403 ")
+            client.expect(f"sidecar: denied: proxy_request; to allow it: {hint}\n".encode())
+            staged.origin.expect_nobody()
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.DNS, hint, "proxy_request", hint) == (
+                *(flow.host, flow.host_from, str(flow.destination), flow.reason, flow.hint),
+            )
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_by_address(self, said: bytes) -> None:
+        """A rule for its address does, as the hint says: nothing is read."""
+        with stage(names_allowed()) as staged:
+            staged.judge.policy = policy(
+                default="deny", allow=[*NAMES, f"127.0.0.1:{staged.origin.port}"]
+            )
+            client = staged.client()
+            client.send(said)
+            staged.origin.accept().expect(said)
+
+    def test_no_way_round(self) -> None:
+        """Where a deny rule for names has the port, no rule helps, and none is named."""
+        with stage(policy(deny=["evil.test"])) as staged:
+            client = staged.client()
+            client.send(ASKING[1])
+            assert 403 == client.status()
+            assert [("proxy_request", "")] == [(flow.reason, flow.hint) for flow in staged.flows]
+
+    def test_certain(self) -> None:
+        """Where it is denied anyway, what helps a proxy's client is told, too."""
+        with stage(policy(default="deny")) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(ASKING[0])
+            assert 403 == client.status()
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert [("default", hint)] == [(flow.reason, flow.hint) for flow in staged.flows]
+
+    @pytest.mark.parametrize("host", ["good.test", "127.0.0.1"])
+    def test_itself(self, host: str) -> None:
+        """A URL that names the server itself is a request like others."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert staged.origin.accept().expect_head().startswith(b"GET / HTTP/1.1\r\n")
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_later(self, said: bytes) -> None:
+        """Nor may a later request of a connection ask for that."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(get(b"good.test"))
+            server = staged.origin.accept()
+            server.expect_head()
+            server.send(OK)
+            client.expect(SERVED)
+            client.send(said)
+            assert 403 == client.status()
+            server.expect_nothing()
+            flow = staged.flows[1]
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert ("proxy_request", hint, hint) == (flow.reason, flow.hint, str(flow.destination))
+
+    @pytest.mark.parametrize("said", ASKING)
+    def test_curious(self, said: bytes) -> None:
+        """Where names are only wanted, it is relayed as it is; its name is the proxy's."""
+        with stage(policy(), curious=True) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(said)
+            server = staged.origin.accept()
+            server.expect(said)
+            server.send(b"HTTP/1.1 200 go on\r\n\r\n")
+            client.expect(b"HTTP/1.1 200 go on\r\n\r\n")
+            client.close()
+            server.close()
+            staged.turning.until(lambda: staged.flows)
+            (flow,) = staged.flows
+            assert ("good.test", HostSource.DNS, "proxy_request", Verdict.ALLOW) == (
+                *(flow.host, flow.host_from, flow.problem, flow.verdict),
+            )
+
+    def test_unknown(self) -> None:
+        """Where no names are served, nobody knows whose an address is: it is verified."""
+        with stage(names_allowed()) as staged:
+            staged.judge.served = None
+            client = staged.client()
+            client.send(ASKING[5])
+            assert staged.origin.accept().expect_head().startswith(b"GET / HTTP/1.1\r\n")
+
+    def test_http2(self) -> None:
+        """Nor can anything be read in HTTP/2 without TLS; its address may be allowed."""
+        with stage(names_allowed()) as staged:
+            staged.served.record("good.test", "127.0.0.1", 60.0)
+            client = staged.client()
+            client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            assert 403 == client.status()
+            hint = f"127.0.0.1:{staged.origin.port}"
+            assert [("http_version", hint)] == [(flow.reason, flow.hint) for flow in staged.flows]
 
 
 class TestByName:

@@ -12,7 +12,7 @@ from wire.hello_maker import hello, server_name
 from sidecar.config import HttpLimits, Limits
 from sidecar.flow import DestinationSource, FlowEnd, HostSource, Protocol, Verdict
 from sidecar.names.verifying import Off
-from sidecar.policy import Policy, parse_name_rule
+from sidecar.policy import Choice, Policy, parse_name_rule
 
 ALERT = bytes((21, 3, 3, 0, 2, 2, 49))
 HELLO = hello(server_name(b"origin.test"))
@@ -463,6 +463,80 @@ class TestPolicy:
             client.expect(b"220 hello\r\n")
             client.send(b"EHLO\r\n")
             server.expect(b"EHLO\r\n")
+            client.close()
+            server.close()
+            assert (None, 6, 11) == (proxy.flow.host, proxy.flow.sent, proxy.flow.received)
+
+    @pytest.mark.parametrize("said", [OTHER, HELLO])
+    def test_literal_server_first_no_excuse(self, said: bytes) -> None:
+        """What its client says then, whenever that is, still counts."""
+        with proxying(default="allow", deny=["evil.test"]) as proxy:
+            client = proxy.client()
+            proxy.tunnel(client, self.literal(proxy))
+            server = proxy.origin.accept()
+            for greeting in (b"220 hello\r\n", b"221 hello?\r\n"):
+                server.send(greeting)
+                client.expect(greeting)
+            client.say(*[said[at : at + 1] for at in range(len(said))])
+            if said == HELLO:
+                server.expect(HELLO)
+                client.close()
+                server.close()
+            else:
+                client.expect(ALERT)
+                assert b"" == server.expect_reset()
+            expected = ("default", len(HELLO)) if said == HELLO else ("denied_by_rule", 0)
+            assert (*expected, 23) == (proxy.flow.reason, proxy.flow.sent, proxy.flow.received)
+
+    @pytest.mark.parametrize("says", [None, "office_hours"])
+    def test_literal_server_first_steps(self, says: str | None) -> None:
+        """Decision steps are asked before its client hears it, and once more with a name."""
+        step = Objects(says)
+        with proxying(deny=["evil.test"], steps=[step]) as proxy:
+            client = proxy.client()
+            proxy.tunnel(client, self.literal(proxy))
+            server = proxy.origin.accept()
+            server.send(b"220 hello\r\n")
+            if says is not None:
+                assert b"" == client.expect_reset()
+                assert ([None], says) == (step.asked, proxy.flow.reason)
+                return
+            client.expect(b"220 hello\r\n")
+            client.send(HELLO)
+            server.expect(HELLO)
+            assert [None, "origin.test"] == step.asked
+
+    def test_literal_server_first_reload(self) -> None:
+        """A new policy that denies it ends it, though its client has not spoken."""
+        with proxying(default="allow", deny=["evil.test"]) as proxy:
+            client = proxy.client()
+            proxy.tunnel(client, self.literal(proxy))
+            server = proxy.origin.accept()
+            server.send(b"220 hello\r\n")
+            client.expect(b"220 hello\r\n")
+            proxy.judge.policy = policy(default="deny")
+            proxy.judge.close_denied()
+            client.expect_reset()
+            assert (FlowEnd.DENIED, 11) == (proxy.flow.end, proxy.flow.received)
+            assert {} == proxy.judge.open
+
+    def test_literal_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name that is elsewhere is denied where the client has heard this server."""
+        monkeypatch.setattr(Policy, "_is_public", lambda *_: True)
+        with proxying(default="deny") as proxy:
+            proxy.judge.policy = policy(default="deny", allow=["origin.test"], no_name=Choice.ALLOW)
+            proxy.names.table["origin.test"] = ("127.0.0.2",)
+            client = proxy.client()
+            proxy.tunnel(client, self.literal(proxy))
+            server = proxy.origin.accept()
+            server.send(b"220 hello\r\n")
+            client.expect(b"220 hello\r\n")
+            client.send(HELLO)
+            client.expect(ALERT)
+            assert b"" == server.expect_reset()
+            assert ("server_spoke_first", 0, 11) == (
+                *(proxy.flow.reason, proxy.flow.sent, proxy.flow.received),
+            )
 
     @pytest.mark.parametrize("inside", [False, True])
     def test_steps(self, inside: bool) -> None:
